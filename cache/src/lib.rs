@@ -1,0 +1,1 @@
+//! The catalogue, references and leases, content checksums, disk usage and garbage collection.

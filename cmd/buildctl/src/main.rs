@@ -1,0 +1,2 @@
+//! buildctl.
+fn main() {}

@@ -1,0 +1,2 @@
+//! buildkitd.
+fn main() {}

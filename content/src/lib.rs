@@ -1,0 +1,1 @@
+//! Content-addressed blobs, compression codecs and layer tars.

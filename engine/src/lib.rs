@@ -1,0 +1,1 @@
+//! LLB operations on a worker: loading, executing, exporting.

@@ -1,0 +1,1 @@
+//! The port for running processes, and the OCI runtime spec made for a step.

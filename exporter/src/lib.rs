@@ -1,0 +1,1 @@
+//! Build results turned into images, archives and directories.

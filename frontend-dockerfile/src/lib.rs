@@ -1,0 +1,1 @@
+//! The Dockerfile language: parser and lowering to LLB.

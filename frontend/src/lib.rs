@@ -1,0 +1,1 @@
+//! What a frontend is, and the bridge it calls back through.

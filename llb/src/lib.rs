@@ -1,0 +1,1 @@
+//! The LLB graph language: messages, builder, canonical encoding, digests and rendering.

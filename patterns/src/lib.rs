@@ -1,0 +1,1 @@
+//! Include and exclude patterns of build contexts, copies and ignore files.

@@ -1,0 +1,1 @@
+//! Files opened by hostile paths under a root that they cannot leave.

@@ -1,0 +1,1 @@
+//! Client sessions: transport, file transfer, credentials, secrets and their lending to running work.

@@ -1,0 +1,1 @@
+//! Filesystem states of a build: how they are prepared, committed and mounted.

@@ -1,0 +1,1 @@
+//! The generic build scheduler: vertices, cache keys, single flight, progress.

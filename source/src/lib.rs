@@ -1,0 +1,1 @@
+//! Where inputs come from: images and local directories.

@@ -1,0 +1,1 @@
+//! Processes on this machine through an OCI runtime.
