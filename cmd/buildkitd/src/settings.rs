@@ -1,0 +1,328 @@
+//! What the daemon runs with: flags over the configuration file over defaults.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::args::Args;
+use crate::config::{Dns, File, GcPolicy, KeyPair, Registry, Worker};
+use crate::units::DiskSpace;
+
+/// Environment variable read by the daemon itself besides those that flags name.
+pub(crate) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+const DEFAULT_CONFIG: &str = "/etc/buildkit/buildkitd.toml";
+const DEFAULT_ROOT: &str = "/var/lib/buildkit";
+const DEFAULT_ADDRESS: &str = "unix:///run/buildkit/buildkitd.sock";
+const DEFAULT_REGISTRY_CONCURRENCY: usize = 4;
+const MEGABYTE: i64 = 1_000_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NetworkMode {
+    Auto,
+    Host,
+}
+
+/// Everything the composition in `main` needs, checked.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) root: PathBuf,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) socket_uid: Option<u32>,
+    pub(crate) socket_gid: Option<u32>,
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) log_level: tracing::Level,
+    pub(crate) log_format: LogFormat,
+    pub(crate) entitlements: Vec<String>,
+    pub(crate) worker_labels: BTreeMap<String, String>,
+    pub(crate) platforms: Vec<String>,
+    pub(crate) network: NetworkMode,
+    pub(crate) runtime: Option<String>,
+    pub(crate) cgroup_parent: Option<String>,
+    pub(crate) max_parallelism: Option<usize>,
+    pub(crate) gc: bool,
+    pub(crate) gc_limits: GcLimits,
+    pub(crate) gc_policies: Vec<GcPolicy>,
+    pub(crate) registries: BTreeMap<String, Registry>,
+    pub(crate) registry_concurrency: usize,
+    pub(crate) dns: Option<Dns>,
+    pub(crate) dockerfile_frontend: bool,
+    pub(crate) gateway_frontend: bool,
+    /// Flags and keys that were given and change nothing yet.
+    pub(crate) without_effect: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct TlsFiles {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) ca: Option<PathBuf>,
+}
+
+/// Limits of the default GC policies.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GcLimits {
+    pub(crate) reserved: Option<DiskSpace>,
+    pub(crate) min_free: Option<DiskSpace>,
+    pub(crate) max_used: Option<DiskSpace>,
+}
+
+impl Settings {
+    /// Merges flags, the configuration file they name, and defaults.
+    pub(crate) fn load(args: &Args) -> Result<Self> {
+        let path = args.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG));
+        if args.config.is_some() && !path.exists() {
+            tracing::debug!(path = %path.display(), "configuration file is missing");
+        }
+        Self::merge(args, File::read(&path)?)
+    }
+
+    fn merge(args: &Args, file: File) -> Result<Self> {
+        let mut without_effect: Vec<String> = args.without_effect().into_iter().map(str::to_owned).collect();
+        without_effect.extend(file.without_effect());
+        let oci = file.worker.oci.clone();
+        refuse_unsupported(args, &file)?;
+
+        let root = args.root.clone().or(file.root.clone()).unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT));
+        let root = std::path::absolute(&root).with_context(|| format!("failed to make `{}` absolute", root.display()))?;
+        let addresses = [&args.addr, &file.grpc.address, &vec![DEFAULT_ADDRESS.to_owned()]].into_iter().find(|a| !a.is_empty()).cloned().unwrap_or_default();
+        if addresses.iter().any(String::is_empty) {
+            bail!("--addr cannot be empty");
+        }
+        let socket_gid = match &args.group {
+            Some(group) => Some(group_id(group)?),
+            None => file.grpc.gid,
+        };
+        let entitlements = if args.allow_insecure_entitlement.is_empty() { file.insecure_entitlements.clone() } else { args.allow_insecure_entitlement.clone() };
+        for entitlement in &entitlements {
+            if !matches!(entitlement.as_str(), "security.insecure" | "network.host" | "device") {
+                bail!("invalid entitlement : {entitlement}");
+            }
+        }
+        let mut worker_labels = oci.labels.clone();
+        for label in &args.oci_worker_labels {
+            let Some((key, value)) = label.split_once('=') else { bail!("invalid worker label `{label}`: use KEY=VALUE") };
+            worker_labels.insert(key.to_owned(), value.to_owned());
+        }
+        let platforms = if args.oci_worker_platform.is_empty() { oci.platforms.clone() } else { args.oci_worker_platform.clone() };
+        let network = match args.oci_worker_net.as_deref().or(oci.network_mode.as_deref()).unwrap_or("auto") {
+            "auto" => NetworkMode::Auto,
+            "host" => NetworkMode::Host,
+            mode @ ("bridge" | "cni") => bail!("network mode `{mode}` is not supported yet: use `auto` or `host`"),
+            other => bail!("invalid network mode: {other:?}"),
+        };
+        let max_parallelism = args.oci_max_parallelism.or(oci.max_parallelism).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+        let registry_concurrency = match file.system.max_registry_concurrency {
+            None => DEFAULT_REGISTRY_CONCURRENCY,
+            Some(n) => usize::try_from(n).ok().filter(|n| *n > 0).with_context(|| {
+                format!("maxRegistryConcurrency must be greater than zero; set to {n} in the configuration file")
+            })?,
+        };
+
+        Ok(Self {
+            root,
+            addresses,
+            socket_uid: file.grpc.uid,
+            socket_gid,
+            tls: tls_files(args, &file)?,
+            log_level: log_level(args, &file)?,
+            log_format: log_format(args, &file)?,
+            entitlements,
+            worker_labels,
+            platforms,
+            network,
+            runtime: args.oci_worker_binary.clone().or(oci.binary.clone()),
+            cgroup_parent: oci.default_cgroup_parent.clone(),
+            max_parallelism,
+            gc: args.oci_worker_gc.or(oci.gc).unwrap_or(true),
+            gc_limits: gc_limits(args, &oci)?,
+            gc_policies: oci.gcpolicy.clone(),
+            registries: file.registry,
+            registry_concurrency,
+            dns: file.dns,
+            dockerfile_frontend: file.frontend.dockerfile.enabled.unwrap_or(true),
+            gateway_frontend: file.frontend.gateway.enabled.unwrap_or(true),
+            without_effect,
+        })
+    }
+}
+
+/// What would change a build's meaning if it were ignored is refused by name.
+fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
+    let oci = &file.worker.oci;
+    match args.oci_worker.as_deref() {
+        None | Some("auto" | "true") => {}
+        Some("false") => bail!("no worker found, rebuild the buildkit daemon? (the OCI worker is off and the containerd worker is not supported yet)"),
+        Some(other) => bail!("invalid value `{other}` for --oci-worker: use true, false or auto"),
+    }
+    if args.oci_worker.is_none() && oci.enabled == Some(false) {
+        bail!("no worker found, rebuild the buildkit daemon? (worker.oci.enabled is false and the containerd worker is not supported yet)");
+    }
+    match args.containerd.containerd_worker.as_deref() {
+        None | Some("auto" | "false") => {}
+        Some("true") => bail!("the containerd worker is not supported yet: leave out --containerd-worker=true"),
+        Some(other) => bail!("invalid value `{other}` for --containerd-worker: use true, false or auto"),
+    }
+    if file.worker.containerd.enabled == Some(true) {
+        bail!("the containerd worker is not supported yet: remove worker.containerd.enabled");
+    }
+    match args.oci_worker_snapshotter.as_deref().or(oci.snapshotter.as_deref()).unwrap_or("auto") {
+        "auto" | "overlayfs" => {}
+        name @ ("native" | "fuse-overlayfs" | "stargz") => bail!("snapshotter `{name}` is not supported yet: use `auto` or `overlayfs`"),
+        other => bail!("unknown snapshotter name: {other:?}"),
+    }
+    if args.oci_worker_proxy_snapshotter_path.is_some() || oci.proxy_snapshotter_path.is_some() {
+        bail!("external snapshotters (proxySnapshotterPath) are not supported yet");
+    }
+    let rootless = args.rootless == Some(true) || args.oci_worker_rootless.or(oci.rootless) == Some(true);
+    if rootless {
+        bail!("rootless mode is not supported yet: run the daemon as root without --rootless");
+    }
+    if args.oci_worker_no_process_sandbox.or(oci.no_process_sandbox) == Some(true) {
+        bail!("can't enable NoProcessSandbox without Rootless");
+    }
+    if args.oci_worker_selinux.or(oci.selinux) == Some(true) {
+        bail!("selinux is not available");
+    }
+    if let Some(profile) = args.oci_worker_apparmor_profile.as_ref().or(oci.apparmor_profile.as_ref()).filter(|p| !p.is_empty()) {
+        bail!("AppArmor is not supported on this host, but the profile '{profile}' was specified");
+    }
+    if args.proxy_network == Some(true) || file.proxy_network == Some(true) {
+        bail!("proxy network provider is not available");
+    }
+    Ok(())
+}
+
+fn tls_files(args: &Args, file: &File) -> Result<Option<TlsFiles>> {
+    let cert = args.tlscert.clone().or(file.grpc.tls.cert.clone());
+    let key = args.tlskey.clone().or(file.grpc.tls.key.clone());
+    let ca = args.tlscacert.clone().or(file.grpc.tls.ca.clone());
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key, ca })),
+        (None, None) => Ok(None),
+        _ => bail!("you must specify key and cert file if one is specified"),
+    }
+}
+
+fn log_level(args: &Args, file: &File) -> Result<tracing::Level> {
+    if args.trace.unwrap_or(file.trace) {
+        return Ok(tracing::Level::TRACE);
+    }
+    if args.debug.unwrap_or(file.debug) {
+        return Ok(tracing::Level::DEBUG);
+    }
+    match args.log_level.as_deref().or(file.log.level.as_deref()).unwrap_or("info").to_ascii_lowercase().as_str() {
+        "panic" | "fatal" | "error" => Ok(tracing::Level::ERROR),
+        "warn" | "warning" => Ok(tracing::Level::WARN),
+        "info" | "" => Ok(tracing::Level::INFO),
+        "debug" => Ok(tracing::Level::DEBUG),
+        "trace" => Ok(tracing::Level::TRACE),
+        other => bail!("unsupported log level `{other}`"),
+    }
+}
+
+fn log_format(args: &Args, file: &File) -> Result<LogFormat> {
+    match args.log_format.as_deref().or(file.log.format.as_deref()).unwrap_or("text") {
+        "text" | "" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        other => bail!("unsupported log type {other:?}"),
+    }
+}
+
+fn gc_limits(args: &Args, oci: &Worker) -> Result<GcLimits> {
+    let Some(text) = &args.oci_worker_gc_keepstorage else {
+        return Ok(GcLimits { reserved: oci.reserved_space.or(oci.gckeepstorage), min_free: oci.min_free_space, max_used: oci.max_used_space });
+    };
+    let mut parts = text.split(',').zip(["storage", "free storage", "max storage"]).map(|(part, what)| {
+        let megabytes: i64 = part.trim().parse().with_context(|| format!("failed to parse {what} {part:?}"))?;
+        Ok::<_, anyhow::Error>(DiskSpace::Bytes(megabytes.saturating_mul(MEGABYTE)))
+    });
+    Ok(GcLimits { reserved: parts.next().transpose()?, min_free: parts.next().transpose()?, max_used: parts.next().transpose()? })
+}
+
+fn group_id(group: &str) -> Result<u32> {
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    let groups = std::fs::read_to_string("/etc/group").context("failed to read /etc/group")?;
+    groups
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&group))
+        .and_then(|fields| fields.get(2)?.parse().ok())
+        .with_context(|| format!("unknown group `{group}`"))
+}
+
+/// Key pairs and files of one registry entry, with the files of its `tlsconfigdir` folders.
+pub(crate) fn registry_tls(registry: &Registry) -> Result<(Vec<PathBuf>, Vec<KeyPair>)> {
+    let mut cas = registry.ca.clone();
+    let mut pairs = registry.keypair.clone();
+    for dir in &registry.tlsconfigdir {
+        let entries = std::fs::read_dir(dir).with_context(|| format!("failed to read tlsconfigdir `{}`", dir.display()))?;
+        let mut paths = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>()?;
+        paths.sort();
+        for path in paths {
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("crt") => cas.push(path),
+                Some("cert") => pairs.push(KeyPair { key: existing(&path.with_extension("key"))?, cert: path }),
+                _ => {}
+            }
+        }
+    }
+    Ok((cas, pairs))
+}
+
+fn existing(path: &Path) -> Result<PathBuf> {
+    if path.exists() { Ok(path.to_owned()) } else { bail!("missing key `{}` for the certificate beside it", path.display()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merge(line: &str, toml: &str) -> Result<Settings> {
+        let args = Args::parse_go_style(line.split(' ').map(Into::into))?;
+        Settings::merge(&args, toml::from_str(toml)?)
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let settings = merge("d --root /flag", "root = '/file'\n[grpc]\naddress = ['tcp://127.0.0.1:1']\n[worker.oci]\nmax-parallelism = 3").unwrap();
+        assert_eq!(settings.root, Path::new("/flag"));
+        assert_eq!(settings.addresses, ["tcp://127.0.0.1:1"]);
+        assert_eq!(settings.max_parallelism, Some(3));
+        assert_eq!(merge("d", "").unwrap().addresses, [DEFAULT_ADDRESS]);
+    }
+
+    #[test]
+    fn bad_values_are_clear_errors() {
+        for (line, toml, want) in [
+            ("d --addr=", "", "--addr cannot be empty"),
+            ("d --tlscert c", "", "you must specify key and cert file"),
+            ("d --log-level loud", "", "unsupported log level"),
+            ("d --log-format xml", "", "unsupported log type"),
+            ("d --allow-insecure-entitlement root", "", "invalid entitlement : root"),
+            ("d --oci-worker-snapshotter zfs", "", "unknown snapshotter name: \"zfs\""),
+            ("d --oci-worker-net mesh", "", "invalid network mode: \"mesh\""),
+            ("d --oci-worker=false", "", "no worker found"),
+            ("d --containerd-worker=true", "", "not supported yet"),
+            ("d --oci-worker-gc-keepstorage 1,x", "", "failed to parse free storage"),
+            ("d", "[system]\nmaxRegistryConcurrency = 0", "must be greater than zero"),
+        ] {
+            let error = format!("{:#}", merge(line, toml).expect_err(line));
+            assert!(error.contains(want), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn keepstorage_counts_in_megabytes() {
+        let limits = merge("d --oci-worker-gc-keepstorage 10,20,30", "").unwrap().gc_limits;
+        assert_eq!((limits.reserved, limits.max_used), (Some(DiskSpace::Bytes(10_000_000)), Some(DiskSpace::Bytes(30_000_000))));
+    }
+}

@@ -1,0 +1,43 @@
+//! Running other programs.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Runs a program with our stdio; anything but exit code 0 is an error that names the command.
+pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
+    run_with(program, args, &[])
+}
+
+/// As [`run`], with more environment variables.
+pub(crate) fn run_with(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let status = Command::new(program)
+        .args(args)
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("failed to start `{program}`"))?;
+    if !status.success() {
+        bail!("`{program} {}` failed: {status}", args.join(" "));
+    }
+    Ok(())
+}
+
+/// Runs a program and returns its standard output.
+pub(crate) fn capture(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("failed to start `{program}`"))?;
+    if !output.status.success() {
+        bail!("`{program} {}` failed: {}", args.join(" "), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("the output of `{program}` is not UTF-8"))
+}
+
+/// Whether a program of that name is in `PATH`.
+pub(crate) fn has(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
