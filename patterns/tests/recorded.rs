@@ -1,4 +1,5 @@
 //! The recorded answers of the reference in `testdata/`.
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use kiln_patterns::{DirState, Filter, Patterns, ignore_file};
 use serde_json::Value;
