@@ -1,1 +1,17 @@
 //! Filesystem states of a build: how they are prepared, committed and mounted.
+//!
+//! A *snapshot* is the difference directory of one layer in the form of an overlay's upper directory
+//! (whiteouts are character devices 0:0, opaque directories have the attribute `trusted.overlay.opaque`, or
+//! `user.overlay.opaque` in a user namespace). It knows no parents; a state is a *stack* of snapshots, bottom
+//! first. Which stacks exist is known elsewhere: a snapshotter keeps directories and may lose them.
+#![forbid(unsafe_code)]
+
+mod error;
+mod mount;
+mod snapshotter;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use crate::error::{Error, Result};
+pub use crate::mount::{Mount, Mounted, TempMounted};
+pub use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
