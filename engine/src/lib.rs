@@ -1,1 +1,4 @@
 //! LLB operations on a worker: loading, executing, exporting.
+#![forbid(unsafe_code)]
+
+pub mod fileop;
