@@ -19,47 +19,113 @@ const TABLE: &[(&str, &[&str])] = &[
     ("kiln-executor", &["kiln-rootdir", "kiln-snapshot"]),
     ("kiln-solver", &["kiln-digest"]),
     ("kiln-registry", &["kiln-content", "kiln-digest"]),
-    ("kiln-cache", &["kiln-content", "kiln-digest", "kiln-llb", "kiln-patterns", "kiln-rootdir", "kiln-snapshot", "kiln-solver"]),
+    (
+        "kiln-cache",
+        &[
+            "kiln-content",
+            "kiln-digest",
+            "kiln-llb",
+            "kiln-patterns",
+            "kiln-rootdir",
+            "kiln-snapshot",
+            "kiln-solver",
+        ],
+    ),
     (
         "kiln-source",
-        &["kiln-cache", "kiln-content", "kiln-digest", "kiln-llb", "kiln-patterns", "kiln-registry", "kiln-rootdir", "kiln-session", "kiln-snapshot", "kiln-solver"],
+        &[
+            "kiln-cache",
+            "kiln-content",
+            "kiln-digest",
+            "kiln-llb",
+            "kiln-patterns",
+            "kiln-registry",
+            "kiln-rootdir",
+            "kiln-session",
+            "kiln-snapshot",
+            "kiln-solver",
+        ],
     ),
     (
         "kiln-exporter",
-        &["kiln-cache", "kiln-content", "kiln-digest", "kiln-llb", "kiln-registry", "kiln-rootdir", "kiln-session", "kiln-snapshot", "kiln-solver"],
+        &[
+            "kiln-cache",
+            "kiln-content",
+            "kiln-digest",
+            "kiln-llb",
+            "kiln-registry",
+            "kiln-rootdir",
+            "kiln-session",
+            "kiln-snapshot",
+            "kiln-solver",
+        ],
     ),
     ("kiln-frontend", &["kiln-digest", "kiln-llb"]),
     ("kiln-frontend-dockerfile", &["kiln-digest", "kiln-frontend", "kiln-llb", "kiln-patterns"]),
     (
         "kiln-engine",
         &[
-            "kiln-cache", "kiln-content", "kiln-digest", "kiln-executor", "kiln-exporter", "kiln-frontend", "kiln-llb", "kiln-patterns",
-            "kiln-registry", "kiln-rootdir", "kiln-session", "kiln-snapshot", "kiln-solver", "kiln-source",
+            "kiln-cache",
+            "kiln-content",
+            "kiln-digest",
+            "kiln-executor",
+            "kiln-exporter",
+            "kiln-frontend",
+            "kiln-llb",
+            "kiln-patterns",
+            "kiln-registry",
+            "kiln-rootdir",
+            "kiln-session",
+            "kiln-snapshot",
+            "kiln-solver",
+            "kiln-source",
         ],
     ),
     ("kiln-worker-runc", &["kiln-executor", "kiln-rootdir", "kiln-snapshot"]),
     (
         "kiln-control",
-        &["kiln-api", "kiln-cache", "kiln-content", "kiln-digest", "kiln-engine", "kiln-executor", "kiln-frontend", "kiln-llb", "kiln-session", "kiln-solver"],
+        &[
+            "kiln-api",
+            "kiln-cache",
+            "kiln-content",
+            "kiln-digest",
+            "kiln-engine",
+            "kiln-executor",
+            "kiln-frontend",
+            "kiln-llb",
+            "kiln-session",
+            "kiln-solver",
+        ],
     ),
     ("kiln-client", &["kiln-api", "kiln-content", "kiln-digest", "kiln-llb", "kiln-session"]),
     (
         "buildkitd",
         &[
-            "kiln-cache", "kiln-content", "kiln-control", "kiln-engine", "kiln-executor", "kiln-frontend", "kiln-frontend-dockerfile",
-            "kiln-llb", "kiln-registry", "kiln-session", "kiln-snapshot", "kiln-worker-runc",
+            "kiln-cache",
+            "kiln-content",
+            "kiln-control",
+            "kiln-engine",
+            "kiln-executor",
+            "kiln-frontend",
+            "kiln-frontend-dockerfile",
+            "kiln-llb",
+            "kiln-registry",
+            "kiln-session",
+            "kiln-snapshot",
+            "kiln-worker-runc",
         ],
     ),
     ("buildctl", &["kiln-api", "kiln-client", "kiln-digest", "kiln-llb"]),
     ("kiln", &["kiln-client"]),
-    ("kiln-xtask", &[]),
     ("kiln-tests", &[]),
+    ("kiln-xtask", &["kiln-tests"]),
 ];
 
 /// Compares the table with what `cargo metadata` reports.
 pub(crate) fn check() -> Result<()> {
     let text = shell::capture("cargo", &["metadata", "--format-version", "1", "--no-deps", "--offline"])?;
-    let metadata: serde_json::Value = serde_json::from_str(&text).context("failed to read the output of cargo metadata")?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&text).context("failed to read the output of cargo metadata")?;
     let mut actual: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for package in metadata["packages"].as_array().context("cargo metadata lists no packages")? {
         let name = package["name"].as_str().unwrap_or_default().to_owned();
@@ -90,7 +156,12 @@ fn compare(table: &[(&str, &[&str])], actual: &BTreeMap<String, BTreeSet<String>
             }
         }
     }
-    problems.extend(table.iter().filter(|(n, _)| !actual.contains_key(*n)).map(|(n, _)| format!("`{n}` is in the table only")));
+    problems.extend(
+        table
+            .iter()
+            .filter(|(n, _)| !actual.contains_key(*n))
+            .map(|(n, _)| format!("`{n}` is in the table only")),
+    );
     problems
 }
 
@@ -102,7 +173,10 @@ mod tests {
     fn upward_unknown_and_missing_edges_are_found() {
         let table: &[(&str, &[&str])] = &[("a", &["b"]), ("b", &[]), ("gone", &[])];
         let actual = [("a", vec!["b"]), ("b", vec!["a"]), ("new", vec![])];
-        let actual = actual.into_iter().map(|(n, e)| (n.to_owned(), e.into_iter().map(str::to_owned).collect())).collect();
+        let actual = actual
+            .into_iter()
+            .map(|(n, e)| (n.to_owned(), e.into_iter().map(str::to_owned).collect()))
+            .collect();
         let problems = compare(table, &actual);
         assert_eq!(problems.len(), 4, "{problems:?}");
     }

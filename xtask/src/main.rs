@@ -1,2 +1,37 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks. Run `cargo xtask` for the list.
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command-line program")]
+
+mod integration;
+mod layers;
+mod packages;
+mod quickstart;
+mod shell;
+mod test;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of Kiln")]
+enum Task {
+    /// Build an example image from nothing: the first thing to run.
+    Quickstart,
+    /// Everything CI runs: format, lints, docs, layers, unit tests, integration tests.
+    Test,
+    /// Integration tests through the real binaries.
+    Integration {
+        /// Only tests whose name contains one of these.
+        filters: Vec<String>,
+    },
+    /// Check the crates' dependencies against the written table.
+    Layers,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::Quickstart => quickstart::run(),
+        Task::Test => test::run(),
+        Task::Integration { filters } => integration::run(&filters),
+        Task::Layers => layers::check(),
+    }
+}

@@ -39,5 +39,6 @@ pub(crate) fn capture(program: &str, args: &[&str]) -> Result<String> {
 
 /// Whether a program of that name is in `PATH`.
 pub(crate) fn has(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }

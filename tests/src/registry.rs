@@ -1,0 +1,93 @@
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::process::wait_for;
+
+/// A `docker-registry` on a free loopback port, with storage of its own.
+#[derive(Debug)]
+pub struct Registry {
+    child: Child,
+    address: String,
+    dir: tempfile::TempDir,
+}
+
+impl Registry {
+    /// Starts one that anybody may use.
+    pub fn start() -> Result<Self> {
+        Self::with_config("")
+    }
+
+    /// Starts one that wants user and password (basic authentication).
+    pub fn with_password(user: &str, bcrypt_hash: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("kiln-htpasswd-").tempdir()?.keep();
+        let file = dir.join("htpasswd");
+        std::fs::write(&file, format!("{user}:{bcrypt_hash}\n"))?;
+        Self::with_config(&format!("auth:\n  htpasswd:\n    realm: kiln\n    path: {}\n", file.display()))
+    }
+
+    /// Starts one with more lines of configuration.
+    pub fn with_config(extra: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("kiln-registry-").tempdir()?;
+        // The port is free when it is chosen; the loop covers the moment until the registry takes it.
+        let mut last = None;
+        for _ in 0..5 {
+            match Self::try_start(&dir, extra) {
+                Ok((child, address)) => return Ok(Self { child, address, dir }),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("no free port")))
+            .context("failed to start docker-registry")
+    }
+
+    fn try_start(dir: &tempfile::TempDir, extra: &str) -> Result<(Child, String)> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let config = dir.path().join("config.yml");
+        let storage = dir.path().join("storage");
+        std::fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {address}\n{extra}",
+                storage.display()
+            ),
+        )?;
+        let log = std::fs::File::create(dir.path().join("log"))?;
+        let mut child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("failed to start `docker-registry` (Debian package docker-registry)")?;
+        let up = wait_for("the registry", Duration::from_secs(10), Some(&mut child), || {
+            TcpStream::connect(&address).is_ok()
+        });
+        if let Err(error) = up {
+            child.kill().ok();
+            child.wait().ok();
+            return Err(error);
+        }
+        Ok((child, address))
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Directory of its blobs.
+    pub fn storage(&self) -> std::path::PathBuf {
+        self.dir.path().join("storage/docker/registry/v2")
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
