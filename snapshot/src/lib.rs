@@ -7,11 +7,18 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod flatten;
 mod mount;
+mod mount_table;
+mod overlay;
+mod overlay_mount;
 mod snapshotter;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod usage;
 
 pub use crate::error::{Error, Result};
 pub use crate::mount::{Mount, Mounted, TempMounted};
+pub use crate::mount_table::detach_below;
+pub use crate::overlay::OverlaySnapshotter;
 pub use crate::snapshotter::{SnapshotId, Snapshotter, Usage};

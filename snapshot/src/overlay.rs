@@ -1,0 +1,346 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use kiln_rootdir::Root;
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::flatten;
+use crate::mount::Mount;
+use crate::mount_table::detach_below;
+use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
+use crate::usage::measure;
+
+/// Snapshots as directories on one filesystem, stacked by overlayfs.
+///
+/// Under its root: `active/<id>/{fs,work}`, `committed/<id>/fs`, `staging/<id>/fs`, `merged/<key>/fs` (see
+/// below), and `trash`, where what is to go waits for it. Each appears and disappears by one rename.
+///
+/// Overlayfs stacks 500 directories. Of deeper stacks the bottom is merged, by hard links, into one directory
+/// that is kept until one of its snapshots is removed.
+#[derive(Clone, Debug)]
+pub struct OverlaySnapshotter {
+    places: Arc<Places>,
+}
+
+impl OverlaySnapshotter {
+    /// Opens the snapshots under `root`, which is made if it is missing, and cleans up after a process that was
+    /// killed: its mounts are undone now, what was staged or being removed goes away in the background.
+    ///
+    /// Only one process may have a root open at a time; seeing to that is the caller's task. Blocks.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        let root = root.into();
+        for dir in ["active", "committed", "staging", "merged", "trash", "empty"] {
+            let dir = root.join(dir);
+            std::fs::create_dir_all(&dir).map_err(|source| Error::io("make directory", &dir, source))?;
+        }
+        detach_below(&root)?;
+        let places = Arc::new(Places { root, trashed: AtomicU64::new(0) });
+        places.discard_leftovers()?;
+        Ok(Self { places })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Places) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let places = self.places.clone();
+        tokio::task::spawn_blocking(move || work(&places)).await.map_err(|_| Error::Interrupted)?
+    }
+}
+
+#[async_trait]
+impl Snapshotter for OverlaySnapshotter {
+    fn name(&self) -> &'static str {
+        "overlayfs"
+    }
+
+    async fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
+        let (id, lowers) = (id.clone(), lowers.to_vec());
+        self.blocking(move |places| places.prepare(&id, &lowers)).await
+    }
+
+    async fn active_mount(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
+        let (id, lowers) = (id.clone(), lowers.to_vec());
+        self.blocking(move |places| places.active_mount(&id, &lowers)).await
+    }
+
+    async fn view(&self, lowers: &[SnapshotId]) -> Result<Mount> {
+        let lowers = lowers.to_vec();
+        self.blocking(move |places| places.view(&lowers)).await
+    }
+
+    async fn commit(&self, id: &SnapshotId) -> Result<Usage> {
+        let id = id.clone();
+        self.blocking(move |places| places.commit(&id)).await
+    }
+
+    async fn staging(&self, id: &SnapshotId) -> Result<PathBuf> {
+        let id = id.clone();
+        self.blocking(move |places| places.stage(&id)).await
+    }
+
+    async fn publish(&self, id: &SnapshotId) -> Result<Usage> {
+        let id = id.clone();
+        self.blocking(move |places| places.publish(&id)).await
+    }
+
+    async fn diff_dir(&self, id: &SnapshotId) -> Result<PathBuf> {
+        let id = id.clone();
+        self.blocking(move |places| places.committed(&id)).await
+    }
+
+    async fn remove(&self, id: &SnapshotId) -> Result<()> {
+        let id = id.clone();
+        self.blocking(move |places| places.remove(&id)).await
+    }
+
+    async fn exists(&self, id: &SnapshotId) -> Result<bool> {
+        let id = id.clone();
+        self.blocking(move |places| Ok(places.find(&id).is_some())).await
+    }
+
+    async fn usage(&self, id: &SnapshotId) -> Result<Usage> {
+        let id = id.clone();
+        self.blocking(move |places| {
+            let dir = places.find(&id).ok_or(Error::NotFound { id })?;
+            measure(&dir)
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<SnapshotId>> {
+        self.blocking(|places| places.list()).await
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Places {
+    root: PathBuf,
+    trashed: AtomicU64,
+}
+
+impl Places {
+    fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
+        // Checked first, so that a missing layer leaves nothing behind.
+        let lowers = self.lower_dirs(lowers)?;
+        if self.dir("committed", id).exists() {
+            return Err(Error::Exists { id: id.clone() });
+        }
+        let beside = self.new_trash();
+        let upper = beside.join("fs");
+        make_dirs(&[&beside, &upper, &beside.join("work")])?;
+        // The top directory of the stack shows with the owner of the upper one.
+        if let Some(top) = lowers.last() {
+            use std::os::unix::fs::MetadataExt as _;
+            let top = std::fs::metadata(top).map_err(|source| Error::io("stat", top, source))?;
+            if (top.uid(), top.gid()) != (0, 0) {
+                std::os::unix::fs::chown(&upper, Some(top.uid()), Some(top.gid()))
+                    .map_err(|source| Error::io("change owner of", &upper, source))?;
+            }
+        }
+        let active = self.dir("active", id);
+        self.rename_new(&beside, &active, id)?;
+        Ok(active_mount(&active, lowers))
+    }
+
+    fn active_mount(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
+        let active = self.dir("active", id);
+        if !active.join("fs").is_dir() {
+            return Err(Error::NotFound { id: id.clone() });
+        }
+        Ok(active_mount(&active, self.lower_dirs(lowers)?))
+    }
+
+    fn view(&self, lowers: &[SnapshotId]) -> Result<Mount> {
+        let mut lowers = self.lower_dirs(lowers)?;
+        Ok(match lowers.len() {
+            0 => Mount::Bind { source: self.root.join("empty"), read_only: true },
+            1 => Mount::Bind { source: lowers.remove(0), read_only: true },
+            _ => Mount::Overlay { lowers, upper: None },
+        })
+    }
+
+    fn commit(&self, id: &SnapshotId) -> Result<Usage> {
+        let active = self.dir("active", id);
+        if !active.join("fs").is_dir() {
+            return Err(Error::NotFound { id: id.clone() });
+        }
+        let usage = measure(&active.join("fs"))?;
+        let committed = self.dir("committed", id);
+        self.rename_new(&active, &committed, id)?;
+        // From here on it is committed; the work directory is only litter.
+        let outcome = Root::open(&committed).and_then(|root| root.remove_all("work"));
+        if let Err(error) = outcome {
+            tracing::warn!(snapshot = %id, %error, "work directory left behind");
+        }
+        Ok(usage)
+    }
+
+    fn stage(&self, id: &SnapshotId) -> Result<PathBuf> {
+        if self.find(id).is_some() {
+            return Err(Error::Exists { id: id.clone() });
+        }
+        let staging = self.dir("staging", id);
+        self.discard(&staging)?;
+        let upper = staging.join("fs");
+        make_dirs(&[&staging, &upper])?;
+        Ok(upper)
+    }
+
+    fn publish(&self, id: &SnapshotId) -> Result<Usage> {
+        let staging = self.dir("staging", id);
+        if !staging.join("fs").is_dir() {
+            return Err(Error::NotFound { id: id.clone() });
+        }
+        if self.dir("active", id).exists() {
+            return Err(Error::Exists { id: id.clone() });
+        }
+        let usage = measure(&staging.join("fs"))?;
+        self.rename_new(&staging, &self.dir("committed", id), id)?;
+        Ok(usage)
+    }
+
+    fn remove(&self, id: &SnapshotId) -> Result<()> {
+        flatten::forget(self, id)?;
+        for kind in ["active", "committed", "staging"] {
+            self.discard(&self.dir(kind, id))?;
+        }
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<SnapshotId>> {
+        let mut ids = Vec::new();
+        for kind in ["active", "committed"] {
+            let dir = self.root.join(kind);
+            let failed = |source| Error::root("list", &dir, source);
+            let entries = Root::open(&dir).and_then(|root| root.read_dir("/")).map_err(failed)?;
+            let names = entries.into_iter().filter_map(|entry| entry.name.into_string().ok());
+            ids.extend(names.filter_map(|name| SnapshotId::new(name).ok()));
+        }
+        ids.sort();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// The directory of a committed snapshot.
+    pub(crate) fn committed(&self, id: &SnapshotId) -> Result<PathBuf> {
+        let dir = self.dir("committed", id).join("fs");
+        if dir.is_dir() { Ok(dir) } else { Err(Error::NotFound { id: id.clone() }) }
+    }
+
+    pub(crate) fn merged(&self) -> PathBuf {
+        self.root.join("merged")
+    }
+
+    /// A path in the trash that is not taken.
+    pub(crate) fn new_trash(&self) -> PathBuf {
+        let number = self.trashed.fetch_add(1, Ordering::Relaxed);
+        self.root.join("trash").join(format!("{}-{number}", std::process::id()))
+    }
+
+    /// Makes a directory disappear in one step, and then go away.
+    pub(crate) fn discard(&self, dir: &Path) -> Result<()> {
+        let trash = self.new_trash();
+        match rustix::fs::rename(dir, &trash) {
+            Ok(()) => self.empty_trash(&trash),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Error::io("remove", dir, errno)),
+        }
+    }
+
+    fn find(&self, id: &SnapshotId) -> Option<PathBuf> {
+        ["active", "committed"].iter().map(|kind| self.dir(kind, id).join("fs")).find(|dir| dir.is_dir())
+    }
+
+    fn dir(&self, kind: &str, id: &SnapshotId) -> PathBuf {
+        let mut dir = self.root.join(kind);
+        dir.push(id.as_str());
+        dir
+    }
+
+    fn lower_dirs(&self, lowers: &[SnapshotId]) -> Result<Vec<PathBuf>> {
+        let dirs = lowers.iter().map(|id| self.committed(id)).collect::<Result<Vec<_>>>()?;
+        flatten::shorten(self, lowers, dirs)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path, id: &SnapshotId) -> Result<()> {
+        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {
+                if from.starts_with(self.root.join("trash")) {
+                    self.empty_trash(from)?;
+                }
+                Err(Error::Exists { id: id.clone() })
+            }
+            Err(errno) => Err(Error::io("rename", from, errno)),
+        }
+    }
+
+    fn empty_trash(&self, trash: &Path) -> Result<()> {
+        let name = trash.file_name().unwrap_or_default();
+        let dir = self.root.join("trash");
+        Root::open(&dir)
+            .and_then(|root| root.remove_all(name))
+            .map_err(|source| Error::root("remove", &dir, source))
+    }
+
+    fn discard_leftovers(self: &Arc<Self>) -> Result<()> {
+        let old = self.root.join("trash");
+        let mut leftovers = Vec::new();
+        for kind in ["staging", "trash"] {
+            let dir = self.root.join(kind);
+            let failed = |source| Error::root("list", &dir, source);
+            for entry in Root::open(&dir).and_then(|root| root.read_dir("/")).map_err(failed)? {
+                let moved = old.join(format!("old-{kind}-{}", entry.name.display()));
+                let from = dir.join(&entry.name);
+                // Leftovers of leftovers keep their names.
+                let keeps = kind == "trash" && entry.name.to_string_lossy().starts_with("old-");
+                if keeps {
+                    leftovers.push(from);
+                    continue;
+                }
+                rustix::fs::rename(&from, &moved).map_err(|errno| Error::io("rename", &from, errno))?;
+                leftovers.push(moved);
+            }
+        }
+        if leftovers.is_empty() {
+            return Ok(());
+        }
+        // Without an owner on purpose: if the process ends first, the next one finds what is left.
+        let places = self.clone();
+        let spawned = std::thread::Builder::new().name("snapshot-trash".into()).spawn(move || {
+            for leftover in leftovers {
+                if let Err(error) = places.empty_trash(&leftover) {
+                    tracing::warn!(%error, "leftover of an earlier process not removed");
+                }
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "leftovers of an earlier process not removed");
+        }
+        Ok(())
+    }
+}
+
+fn active_mount(active: &Path, lowers: Vec<PathBuf>) -> Mount {
+    let upper = active.join("fs");
+    if lowers.is_empty() {
+        return Mount::Bind { source: upper, read_only: false };
+    }
+    Mount::Overlay { lowers, upper: Some((upper, active.join("work"))) }
+}
+
+/// Makes directories with mode 0755 (the top of a root filesystem is one of them), whatever the umask.
+fn make_dirs(dirs: &[&Path]) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    for dir in dirs {
+        std::fs::create_dir(dir).map_err(|source| Error::io("make directory", dir, source))?;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
+            .map_err(|source| Error::io("change mode of", dir, source))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use kiln_rootdir::{Metadata, Root};
+
+use crate::error::{Error, Result};
+use crate::snapshotter::Usage;
+
+/// What the tree at `dir` takes, its top directory's own name not counted.
+pub(crate) fn measure(dir: &Path) -> Result<Usage> {
+    let failed = |source| Error::root("measure", dir, source);
+    let root = Root::open(dir).map_err(failed)?;
+    let mut usage = Usage::default();
+    let mut linked = HashSet::new();
+    let mut todo = vec![PathBuf::from("/")];
+    while let Some(path) = todo.pop() {
+        let entries = match root.read_dir_stat(&path) {
+            Ok(entries) => entries,
+            // Deeper than a path can say. What lies there is not counted, and cannot be put in a layer either.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidFilename => {
+                tracing::warn!(dir = %dir.display(), "tree too deep to be measured");
+                continue;
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        for (name, metadata) in entries {
+            if counts(&metadata, &mut linked) {
+                usage.inodes += 1;
+                usage.bytes += metadata.blocks * 512;
+            }
+            if metadata.is_dir() {
+                todo.push(path.join(name));
+            }
+        }
+    }
+    Ok(usage)
+}
+
+/// Whether the file was not seen under another name.
+fn counts(metadata: &Metadata, linked: &mut HashSet<(u64, u64)>) -> bool {
+    metadata.is_dir() || metadata.nlink < 2 || linked.insert((metadata.dev, metadata.ino))
+}
