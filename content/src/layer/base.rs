@@ -1,0 +1,1 @@
+//! The state below an upper directory, without mounting it.

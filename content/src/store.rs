@@ -1,0 +1,99 @@
+//! The port: a store of blobs named by their digests.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use kiln_digest::Digest;
+
+use crate::descriptor::Descriptor;
+use crate::error::{Error, Result};
+
+/// What a store knows of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobInfo {
+    /// The blob's name.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// Keeps blobs by digest.
+///
+/// Every implementation keeps these, and `testing::conformance` checks them:
+/// 1. A blob is visible whole or not at all; what is visible has the digest it is named by.
+/// 2. Several writers may write one digest at the same time; each commit succeeds.
+/// 3. A dropped writer leaves nothing visible.
+/// 4. `delete` of an absent blob succeeds; an open file stays readable after `delete`.
+/// 5. A dropped future leaves the store as before the call or as after it, never in between.
+#[async_trait]
+pub trait ContentStore: fmt::Debug + Send + Sync + 'static {
+    /// Returns what is known of a blob, or `None` when it is absent.
+    async fn info(&self, digest: &Digest) -> Result<Option<BlobInfo>>;
+
+    /// Opens a blob for reading at any offset, or returns `None` when it is absent.
+    async fn open(&self, digest: &Digest) -> Result<Option<std::fs::File>>;
+
+    /// Reads a whole blob, or returns `None` when it is absent.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] when it has more than `max` bytes.
+    async fn read_all(&self, digest: &Digest, max: u64) -> Result<Option<Bytes>>;
+
+    /// Starts a blob. With `expected`, writing more than its size fails at once and `commit` checks both.
+    async fn writer(&self, expected: Option<&Descriptor>) -> Result<Box<dyn BlobWriter>>;
+
+    /// Removes a blob.
+    async fn delete(&self, digest: &Digest) -> Result<()>;
+
+    /// Lists all blobs, ordered by digest.
+    async fn list(&self) -> Result<Vec<BlobInfo>>;
+}
+
+/// A blob being written. Dropping it abandons it.
+#[async_trait]
+pub trait BlobWriter: Send {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`Error::SizeMismatch`] when there are more than announced.
+    async fn write(&mut self, data: Bytes) -> Result<()>;
+
+    /// Returns how many bytes were written.
+    fn written(&self) -> u64;
+
+    /// Makes the blob visible under its digest, after checking it against `expected` (digest and length) and
+    /// against what [`ContentStore::writer`] was given.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`] and [`Error::SizeMismatch`]; nothing is visible then.
+    async fn commit(self: Box<Self>, expected: Option<(Digest, u64)>) -> Result<Digest>;
+}
+
+/// Conveniences over any [`ContentStore`].
+#[async_trait]
+pub trait ContentStoreExt: ContentStore {
+    /// Stores `bytes` and returns their digest. Does nothing when they are there.
+    async fn put(&self, bytes: Bytes) -> Result<Digest> {
+        let digest = Digest::of(&bytes);
+        if self.info(&digest).await?.is_none() {
+            let mut writer = self.writer(None).await?;
+            let size = bytes.len() as u64;
+            writer.write(bytes).await?;
+            writer.commit(Some((digest, size))).await?;
+        }
+        Ok(digest)
+    }
+
+    /// Whether the blob is there.
+    async fn contains(&self, digest: &Digest) -> Result<bool> {
+        Ok(self.info(digest).await?.is_some())
+    }
+
+    /// Reads a whole blob that must be there.
+    async fn get(&self, digest: &Digest, max: u64) -> Result<Bytes> {
+        self.read_all(digest, max).await?.ok_or(Error::NotFound(*digest))
+    }
+}
+
+impl<S: ContentStore + ?Sized> ContentStoreExt for S {}

@@ -1,0 +1,1 @@
+//! Tar headers as Go's `archive/tar` reads and writes them.
