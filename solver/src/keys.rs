@@ -1,0 +1,113 @@
+//! The port to the store of cache keys and records.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use kiln_digest::Digest;
+
+use crate::error::Result;
+use crate::key::{KeyDigest, KeyId};
+use crate::op::ResultRef;
+use crate::vertex::OutputIndex;
+
+/// Knows which results exist for which keys.
+///
+/// Keys form a graph: a link leads from the key of an input, by (input number, output, op digest, selector), to the
+/// key of its user. Links exist without records too: what lies below a record stays findable. Every implementation
+/// keeps these, and `testing::conformance` checks them:
+/// 1. `query` without deps returns the root key ([`KeyDigest::root`]) if the store knows it, else nothing.
+/// 2. `query` with deps walks, for each dep, the links of all its alternatives (union) and returns the keys reached
+///    from every dep (intersection), without duplicates; `reached[i]` says whether dep `i` reached any.
+///    A dep without alternatives reaches none. `query` changes nothing.
+/// 3. An alternative's selector, the op digest, the output and the input number all have to be equal for a link.
+/// 4. `records` returns what `save` attached to that very key, in no particular order, without records known gone.
+/// 5. `save` names the key as `query` would find it (root key; else the first key found; else a new one), then makes
+///    sure that every alternative of every dep links to it and attaches the result. The result's own pending records,
+///    the keys, the links and the attachment of one call are published together or not at all.
+/// 6. `save` returns one id per `NewKey`, in order. Saving the same result twice under a key leaves one record.
+/// 7. `link` adds the links of `save` to an existing key and nothing else. Unknown input ids are not an error.
+///    `random:` alternatives are left out of it.
+/// 8. `load` returns `None` for a record whose result is gone; such a record is not listed again.
+/// 9. `lost` makes sure that records of this result are not loaded again.
+/// 10. A missing match is never stored.
+#[async_trait]
+pub trait CacheKeys: Debug + Send + Sync + 'static {
+    /// Finds the keys with this op digest and output over these inputs. Short and synchronous; no network.
+    fn query(&self, deps: &[Vec<KeyAndSelector>], digest: &KeyDigest, output: OutputIndex) -> Result<Lookup>;
+
+    /// Returns the results known under `key`.
+    fn records(&self, key: &KeyId) -> Result<Vec<CacheRecord>>;
+
+    /// Opens a result. The inner `None` is a nil result (an empty filesystem), the outer one a miss.
+    async fn load(&self, record: &CacheRecord) -> Result<Option<Option<ResultRef>>>;
+
+    /// Publishes a result under one or several keys, in one transaction.
+    ///
+    /// # Cancel safety
+    /// A dropped future has published all or nothing.
+    async fn save(&self, keys: &[NewKey], result: Option<&ResultRef>) -> Result<Vec<KeyId>>;
+
+    /// Makes `to` findable through the inputs of `key` from now on.
+    async fn link(&self, key: &NewKey, to: &KeyId) -> Result<()>;
+
+    /// Takes note that the physical part of a result is gone.
+    async fn lost(&self, result: &ResultRef) -> Result<()>;
+}
+
+/// One alternative for an input of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyAndSelector {
+    /// The input's key.
+    pub key: KeyId,
+    /// Which part of the input matters; none for content keys.
+    pub selector: Option<Digest>,
+}
+
+/// What a look-up found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lookup {
+    /// The keys reached from every input.
+    pub keys: Vec<KeyId>,
+    /// Per input, whether it reached any key at all.
+    pub reached: Vec<bool>,
+}
+
+/// A key to save a result under.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NewKey {
+    /// The op's digest.
+    pub digest: KeyDigest,
+    /// The edge's output.
+    pub output: OutputIndex,
+    /// Per input, its known alternatives.
+    pub deps: Vec<Vec<KeyAndSelector>>,
+}
+
+/// The name of a record, as the store gives it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordId(pub Arc<str>);
+
+/// A result that is known under some key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheRecord {
+    /// Names the record in its store; equal ids are the same record.
+    pub id: RecordId,
+    /// When the result was made. The newest one is preferred.
+    pub created_at: SystemTime,
+    /// On equal times the lower number is preferred.
+    pub priority: u32,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Where a record comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Origin {
+    /// Made or kept here.
+    Local,
+    /// Found in an imported cache, with that cache's name.
+    Imported(Arc<str>),
+}
