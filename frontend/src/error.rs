@@ -162,9 +162,9 @@ impl Error {
     /// Places in the input, outermost first. Errors inside a [`Error::Solve`] cause are the engine's to look at.
     pub fn sources(&self) -> Vec<&ErrorSource> {
         match self {
-            Self::Input { sources, .. } | Self::Unimplemented { sources, .. } | Self::Solve { sources, .. } => {
-                sources.iter().collect()
-            }
+            Self::Input { sources, .. }
+            | Self::Unimplemented { sources, .. }
+            | Self::Solve { sources, .. } => sources.iter().collect(),
             Self::Context { sources, source, .. } => sources.iter().chain(source.sources()).collect(),
             _ => Vec::new(),
         }

@@ -34,7 +34,6 @@ pub trait Reference: Any + fmt::Debug + Send + Sync {
     fn definition(&self) -> Option<pb::Definition>;
 }
 
-
 /// A part of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileRange {

@@ -72,10 +72,11 @@ impl FakeBridge {
             .ok_or_else(|| not_found(reference.to_owned()))?;
         let digest = digest.unwrap_or(&image.digest).to_owned();
         let wanted = platform.map(format_platform).unwrap_or_default();
-        let config =
-            image.configs.get(&wanted).or_else(|| image.configs.get("any")).ok_or_else(|| {
-                not_found(format!("no match for platform in manifest {digest}"))
-            })?;
+        let config = image
+            .configs
+            .get(&wanted)
+            .or_else(|| image.configs.get("any"))
+            .ok_or_else(|| not_found(format!("no match for platform in manifest {digest}")))?;
         Ok(ImageMetadata { digest, config: config.clone() })
     }
 }
