@@ -10,6 +10,7 @@ use crate::shell;
 const TABLE: &[(&str, &[&str])] = &[
     ("kiln-patterns", &[]),
     ("kiln-rootdir", &[]),
+    ("kiln-progress", &[]),
     ("kiln-digest", &[]),
     ("kiln-llb", &["kiln-digest"]),
     ("kiln-api", &["kiln-llb"]),
@@ -97,7 +98,10 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-solver",
         ],
     ),
-    ("kiln-client", &["kiln-api", "kiln-content", "kiln-digest", "kiln-llb", "kiln-session"]),
+    (
+        "kiln-client",
+        &["kiln-progress", "kiln-api", "kiln-content", "kiln-digest", "kiln-llb", "kiln-session"],
+    ),
     (
         "buildkitd",
         &[
@@ -115,8 +119,8 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-worker-runc",
         ],
     ),
-    ("buildctl", &["kiln-api", "kiln-client", "kiln-digest", "kiln-llb"]),
-    ("kiln", &["kiln-client"]),
+    ("buildctl", &["kiln-progress", "kiln-api", "kiln-client", "kiln-digest", "kiln-llb"]),
+    ("kiln", &["kiln-client", "kiln-progress"]),
     ("kiln-tests", &[]),
     ("kiln-xtask", &["kiln-tests"]),
 ];
