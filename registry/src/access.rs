@@ -18,10 +18,7 @@ impl<'a> Access<'a> {
     /// Asks with the credentials that `credentials` lends.
     #[must_use]
     pub fn new(credentials: &'a dyn Credentials) -> Self {
-        Self {
-            credentials,
-            observer: &Silent,
-        }
+        Self { credentials, observer: &Silent }
     }
 
     /// Asks without credentials.
@@ -181,10 +178,7 @@ impl FixedCredentials {
     pub fn new(username: &str, secret: &str) -> Self {
         Self {
             identity: format!("fixed:{}", Digest::of(format!("{username}:{secret}"))),
-            credential: Credential {
-                username: username.to_owned(),
-                secret: Secret::new(secret),
-            },
+            credential: Credential { username: username.to_owned(), secret: Secret::new(secret) },
         }
     }
 }

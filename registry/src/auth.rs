@@ -70,10 +70,7 @@ pub(crate) struct Purpose<'a> {
 
 impl Auth {
     pub(crate) fn new() -> Self {
-        Self {
-            salt: rand::random(),
-            handlers: Mutex::default(),
-        }
+        Self { salt: rand::random(), handlers: Mutex::default() }
     }
 
     /// Returns the `Authorization` value for a request; `None` as long as the host asked for nothing.
@@ -167,18 +164,14 @@ impl Auth {
                             !credential.username.is_empty() && !credential.secret.expose().is_empty()
                         });
                     let Some(credential) = credential else {
-                        return Err(Error::NoCredentials {
-                            host: purpose.host.to_owned(),
-                        });
+                        return Err(Error::NoCredentials { host: purpose.host.to_owned() });
                     };
                     self.remember(holder, Answer::Basic(Secret::new(token::basic(&credential))));
                     return Ok(());
                 }
             }
         }
-        Err(Error::UnsupportedAuth {
-            challenge: purpose.host.to_owned(),
-        })
+        Err(Error::UnsupportedAuth { challenge: purpose.host.to_owned() })
     }
 
     async fn fetch(
@@ -189,9 +182,7 @@ impl Auth {
         access: Access<'_>,
     ) -> Result<Held> {
         let host = purpose.host;
-        access
-            .observer
-            .authenticating(&format!("[auth] {} token for {host}", scopes.shown()));
+        access.observer.authenticating(&format!("[auth] {} token for {host}", scopes.shown()));
         let request = TokenRequest {
             client_id: token::CLIENT_ID.to_owned(),
             host: host.to_owned(),
@@ -200,18 +191,13 @@ impl Auth {
             scopes: scopes.list(),
         };
         if bearer.lender_fetches {
-            return self
-                .lend(host, access.credentials.fetch_token(request))
-                .await
-                .map(Held::new);
+            return self.lend(host, access.credentials.fetch_token(request)).await.map(Held::new);
         }
         let credential = self
             .lend(host, access.credentials.credentials(host))
             .await?
             .filter(|credential| !credential.secret.expose().is_empty());
-        token::fetch(purpose.client, &request, credential.as_ref(), purpose.patience)
-            .await
-            .map(Held::new)
+        token::fetch(purpose.client, &request, credential.as_ref(), purpose.patience).await.map(Held::new)
     }
 
     async fn lend<T>(
@@ -221,14 +207,8 @@ impl Auth {
     ) -> Result<T> {
         match tokio::time::timeout(LENDER_PATIENCE, answer).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(source)) => Err(Error::Credentials {
-                host: host.to_owned(),
-                source,
-            }),
-            Err(elapsed) => Err(Error::Credentials {
-                host: host.to_owned(),
-                source: elapsed.into(),
-            }),
+            Ok(Err(source)) => Err(Error::Credentials { host: host.to_owned(), source }),
+            Err(elapsed) => Err(Error::Credentials { host: host.to_owned(), source: elapsed.into() }),
         }
     }
 
@@ -279,10 +259,7 @@ impl Bearer {
 }
 
 fn holder(purpose: Purpose<'_>, access: Access<'_>) -> Holder {
-    Holder {
-        host: purpose.host.to_owned(),
-        identity: access.credentials.identity(),
-    }
+    Holder { host: purpose.host.to_owned(), identity: access.credentials.identity() }
 }
 
 fn header(held: &Held) -> Secret {
@@ -291,11 +268,6 @@ fn header(held: &Held) -> Secret {
 
 fn failed(challenge: &Challenge) -> Error {
     Error::AuthorizationFailed {
-        message: challenge
-            .parameter("error")
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(64)
-            .collect(),
+        message: challenge.parameter("error").chars().filter(|c| !c.is_control()).take(64).collect(),
     }
 }

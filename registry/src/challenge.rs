@@ -47,10 +47,7 @@ fn parse_value(value: &str) -> Option<Challenge> {
         "basic" => AuthScheme::Basic,
         _ => return None,
     };
-    Some(Challenge {
-        scheme,
-        parameters: parse_parameters(rest),
-    })
+    Some(Challenge { scheme, parameters: parse_parameters(rest) })
 }
 
 fn parse_parameters(mut rest: &str) -> BTreeMap<String, String> {
@@ -104,10 +101,8 @@ mod tests {
         for line in lines {
             headers.append(WWW_AUTHENTICATE, HeaderValue::from_str(line).unwrap());
         }
-        let got: Vec<String> = parse(&headers)
-            .iter()
-            .map(|c| format!("{:?} {:?}", c.scheme, c.parameters))
-            .collect();
+        let got: Vec<String> =
+            parse(&headers).iter().map(|c| format!("{:?} {:?}", c.scheme, c.parameters)).collect();
         assert_eq!(got.join("; "), want);
     }
 

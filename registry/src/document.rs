@@ -47,9 +47,7 @@ impl Document {
     /// media type says.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let outline = Outline::parse(bytes)?;
-        let fail = |reason: &dyn std::fmt::Display| Error::InvalidManifest {
-            reason: reason.to_string(),
-        };
+        let fail = |reason: &dyn std::fmt::Display| Error::InvalidManifest { reason: reason.to_string() };
         if outline.is_index()? {
             Index::parse(bytes).map(Self::Index).map_err(|e| fail(&with_cause(&e)))
         } else {
@@ -69,21 +67,17 @@ impl Document {
 
 impl Outline {
     fn parse(bytes: &[u8]) -> Result<Self> {
-        serde_json::from_slice(bytes).map_err(|error| Error::InvalidManifest {
-            reason: error.to_string(),
-        })
+        serde_json::from_slice(bytes).map_err(|error| Error::InvalidManifest { reason: error.to_string() })
     }
 
     fn is_index(&self) -> Result<bool> {
-        let fail = |reason: &str| {
-            Err(Error::InvalidManifest {
-                reason: reason.to_owned(),
-            })
-        };
+        let fail = |reason: &str| Err(Error::InvalidManifest { reason: reason.to_owned() });
         let manifest = self.config.is_some() || self.layers.is_some();
         let index = self.manifests.is_some();
         if self.fs_layers.is_some() || self.schema_version == Some(1) {
-            return fail("Docker schema 1 images are no longer supported, rebuild the image in a newer format");
+            return fail(
+                "Docker schema 1 images are no longer supported, rebuild the image in a newer format",
+            );
         }
         let index = match (manifest, index) {
             (true, true) => return fail("invalid ambiguous manifest and manifest list"),
@@ -92,7 +86,8 @@ impl Outline {
         };
         match self.media_type.as_deref() {
             None | Some("") => {}
-            Some(declared) if media_type::is_index(declared) == index && media_type::is_manifest(declared) != index => {}
+            Some(declared)
+                if media_type::is_index(declared) == index && media_type::is_manifest(declared) != index => {}
             Some(_) => return fail("its media type disagrees with its content"),
         }
         Ok(index)
@@ -152,18 +147,12 @@ mod tests {
 
     #[test]
     fn confusing_documents_are_refused() {
-        check(
-            r#"{"config":{},"manifests":[]}"#,
-            "invalid ambiguous manifest and manifest list",
-        );
+        check(r#"{"config":{},"manifests":[]}"#, "invalid ambiguous manifest and manifest list");
         check(
             r#"{"mediaType":"application/vnd.oci.image.index.v1+json","layers":[]}"#,
             "its media type disagrees with its content",
         );
-        check(
-            r#"{"mediaType":"text/plain","layers":[]}"#,
-            "its media type disagrees with its content",
-        );
+        check(r#"{"mediaType":"text/plain","layers":[]}"#, "its media type disagrees with its content");
         check(
             r#"{"schemaVersion":1,"fsLayers":[]}"#,
             "Docker schema 1 images are no longer supported, rebuild the image in a newer format",

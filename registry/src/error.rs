@@ -238,9 +238,7 @@ impl Error {
     }
 
     pub(crate) fn content(source: impl Into<BoxError>) -> Self {
-        Self::Content {
-            source: source.into(),
-        }
+        Self::Content { source: source.into() }
     }
 }
 
@@ -270,17 +268,9 @@ fn is_temporary(error: &reqwest::Error) -> bool {
 }
 
 fn server_message(message: &str) -> String {
-    if message.is_empty() {
-        String::new()
-    } else {
-        format!("server message: {message}: ")
-    }
+    if message.is_empty() { String::new() } else { format!("server message: {message}: ") }
 }
 
 fn detail(message: &str) -> String {
-    if message.is_empty() {
-        String::new()
-    } else {
-        format!(": {message}")
-    }
+    if message.is_empty() { String::new() } else { format!(": {message}") }
 }

@@ -277,7 +277,9 @@ fn headers(descriptor: &Descriptor, document: bool, offset: u64) -> HeaderMap {
     }
     // The digest is that of the bytes as stored, so nothing on the way may re-encode them.
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    if offset > 0 && let Ok(range) = HeaderValue::from_str(&format!("bytes={offset}-")) {
+    if offset > 0
+        && let Ok(range) = HeaderValue::from_str(&format!("bytes={offset}-"))
+    {
         headers.insert(RANGE, range);
     }
     headers

@@ -81,9 +81,7 @@ impl Registry {
                     Ok(None) => break None,
                     Err(error) => break Some(error),
                 }
-                access
-                    .observer
-                    .received(&descriptor.digest, writer.written(), descriptor.size);
+                access.observer.received(&descriptor.digest, writer.written(), descriptor.size);
             };
             match failed {
                 None => match commit(writer, &stream.address(), descriptor).await {

@@ -36,10 +36,7 @@ const MAX_IDLE_GATES: usize = 64;
 
 impl Gates {
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            limit: limit.max(1),
-            hosts: Mutex::default(),
-        }
+        Self { limit: limit.max(1), hosts: Mutex::default() }
     }
 
     pub(crate) async fn enter(&self, host: &str, traffic: Traffic) -> Slot {
@@ -51,17 +48,13 @@ impl Gates {
             Traffic::Document => None,
         };
         let all = gate.all.clone().acquire_owned().await.ok();
-        Slot {
-            _permits: [blobs, all],
-        }
+        Slot { _permits: [blobs, all] }
     }
 
     fn gate(&self, host: &str) -> Arc<Gate> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if hosts.len() > MAX_IDLE_GATES && !hosts.contains_key(host) {
-            hosts.retain(|_, gate| {
-                Arc::strong_count(gate) > 1 || gate.all.available_permits() <= self.limit
-            });
+            hosts.retain(|_, gate| Arc::strong_count(gate) > 1 || gate.all.available_permits() <= self.limit);
         }
         hosts
             .entry(host.to_owned())

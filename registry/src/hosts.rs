@@ -94,11 +94,8 @@ impl Config {
     /// Returns where references of `host` are looked for, in order; the origin is last.
     pub(crate) fn targets(&self, host: &str) -> Vec<Target> {
         let entry = self.hosts.get(host);
-        let mut targets: Vec<Target> = entry
-            .into_iter()
-            .flat_map(|entry| &entry.mirrors)
-            .map(|mirror| self.mirror(mirror))
-            .collect();
+        let mut targets: Vec<Target> =
+            entry.into_iter().flat_map(|entry| &entry.mirrors).map(|mirror| self.mirror(mirror)).collect();
         let address = match host {
             "docker.io" => "registry-1.docker.io",
             other => other,
@@ -133,20 +130,14 @@ impl Config {
     }
 
     fn mirror(&self, mirror: &str) -> Target {
-        let mirror = mirror
-            .strip_prefix("https://")
-            .or_else(|| mirror.strip_prefix("http://"))
-            .unwrap_or(mirror);
+        let mirror =
+            mirror.strip_prefix("https://").or_else(|| mirror.strip_prefix("http://")).unwrap_or(mirror);
         let (host, path) = mirror.split_once('/').unwrap_or((mirror, ""));
         let path = path.trim_matches('/');
         let (scheme, insecure) = scheme(host, self.hosts.get(host));
         Target {
             host: host.to_owned(),
-            base: if path.is_empty() {
-                "/v2".to_owned()
-            } else {
-                format!("/v2/{path}")
-            },
+            base: if path.is_empty() { "/v2".to_owned() } else { format!("/v2/{path}") },
             scheme,
             insecure,
             mirror: true,
@@ -171,10 +162,7 @@ fn scheme(address: &str, entry: Option<&HostConfig>) -> (Scheme, bool) {
 /// Tells the names and addresses of this machine.
 pub(crate) fn is_local(address: &str) -> bool {
     let host = host_of(address);
-    host == "localhost"
-        || host
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Returns the host without port and brackets.
@@ -241,11 +229,7 @@ mod tests {
     fn mirrors_come_first_and_use_their_own_entries() {
         check(
             "docker.io",
-            &[
-                "Https mirror.x/v2/a/b mirror",
-                "Http plain.x:80/v2 mirror",
-                "Https registry-1.docker.io/v2",
-            ],
+            &["Https mirror.x/v2/a/b mirror", "Http plain.x:80/v2 mirror", "Https registry-1.docker.io/v2"],
         );
     }
 

@@ -107,10 +107,7 @@ impl Registry {
     ) -> Result<()> {
         let targets = self.config().targets(reference.host());
         let Some(target) = targets.iter().find(|target| !target.mirror) else {
-            return Err(Error::NoHosts {
-                action: "push",
-                host: reference.host().to_owned(),
-            });
+            return Err(Error::NoHosts { action: "push", host: reference.host().to_owned() });
         };
         let push = Push { reference, target, store, options, access };
         let tree = self.tree(push, root).await?;
@@ -262,11 +259,7 @@ impl Registry {
                 return Err(send::unexpected_status(answer.response, "POST", patience).await);
             }
         }
-        let location = answer
-            .response
-            .headers()
-            .get(LOCATION)
-            .and_then(|location| location.to_str().ok());
+        let location = answer.response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
         let url = match location {
             Some(location) if location.starts_with('/') || location.contains("://") => {
                 answer.url.join(location).ok()
@@ -287,13 +280,10 @@ impl Registry {
         mut location: Url,
         body: &StoredBlob,
     ) -> Result<()> {
-        location
-            .query_pairs_mut()
-            .append_pair("digest", &blob.digest.to_string());
+        location.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
         let mut call = repository_call(push.reference, push.target, Method::PUT, "", true);
         call.url = CallUrl::Absolute(location);
-        call.headers
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        call.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         call.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.length()));
         call.scopes = Scopes::push(push.reference.path());
         call.body = Some(body);
@@ -394,12 +384,7 @@ fn mount_candidate(push: Push<'_>, blob: &Descriptor) -> Option<String> {
         if origin.host() != own.host() || origin.path() == own.path() {
             continue;
         }
-        let alike = origin
-            .path()
-            .split('/')
-            .zip(own.path().split('/'))
-            .take_while(|(a, b)| a == b)
-            .count();
+        let alike = origin.path().split('/').zip(own.path().split('/')).take_while(|(a, b)| a == b).count();
         if best.is_none_or(|(most, _)| alike > most) {
             best = Some((alike, origin.path()));
         }
@@ -414,9 +399,7 @@ fn push_error(error: Error) -> Error {
         other => other.is_authorization_failure(),
     };
     match denied {
-        true => Error::PushDenied {
-            source: Box::new(error),
-        },
+        true => Error::PushDenied { source: Box::new(error) },
         false => error,
     }
 }

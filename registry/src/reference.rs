@@ -43,10 +43,8 @@ impl Reference {
     /// # Errors
     /// [`Error::InvalidReference`].
     pub fn parse(input: &str) -> Result<Self> {
-        let fail = |reason| Error::InvalidReference {
-            input: input.chars().take(MAX_REFERENCE).collect(),
-            reason,
-        };
+        let fail =
+            |reason| Error::InvalidReference { input: input.chars().take(MAX_REFERENCE).collect(), reason };
         if input.is_empty() {
             return Err(fail("it is empty"));
         }
@@ -59,9 +57,7 @@ impl Reference {
         let (host, rest) = split_host(input);
         let (rest, digest) = match rest.split_once('@') {
             Some((rest, digest)) => {
-                let digest = digest
-                    .parse()
-                    .map_err(|_| fail("the digest is not valid"))?;
+                let digest = digest.parse().map_err(|_| fail("the digest is not valid"))?;
                 (rest, Some(digest))
             }
             None => (rest, None),
@@ -90,12 +86,7 @@ impl Reference {
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(fail("the tag is not valid"));
         }
-        Ok(Self {
-            host,
-            path,
-            tag: tag.map(str::to_owned),
-            digest,
-        })
+        Ok(Self { host, path, tag: tag.map(str::to_owned), digest })
     }
 
     /// Returns the host as written in names (`docker.io`, not the address that serves it).
@@ -219,11 +210,7 @@ fn split_host(input: &str) -> (String, &str) {
                 || first == "localhost"
                 || first.bytes().any(|b| b.is_ascii_uppercase()) =>
         {
-            let host = if first == LEGACY_DEFAULT_HOST {
-                DEFAULT_HOST
-            } else {
-                first
-            };
+            let host = if first == LEGACY_DEFAULT_HOST { DEFAULT_HOST } else { first };
             (host.to_owned(), rest)
         }
         _ => (DEFAULT_HOST.to_owned(), input),
@@ -275,12 +262,10 @@ fn is_component(component: &str) -> bool {
     if !alnum(*first) || !alnum(*last) {
         return false;
     }
-    bytes
-        .split(|b| alnum(*b))
-        .all(|separator| match separator {
-            [] | b"." | b"_" | b"__" => true,
-            other => other.iter().all(|b| *b == b'-'),
-        })
+    bytes.split(|b| alnum(*b)).all(|separator| match separator {
+        [] | b"." | b"_" | b"__" => true,
+        other => other.iter().all(|b| *b == b'-'),
+    })
 }
 
 fn is_tag(tag: &str) -> bool {
@@ -328,10 +313,7 @@ mod tests {
 
     #[test]
     fn digests_and_tags_stand_together() {
-        check(
-            &format!("a:b@{DIGEST}"),
-            &format!("docker.io/library/a:b@{DIGEST} (a:b@{DIGEST})"),
-        );
+        check(&format!("a:b@{DIGEST}"), &format!("docker.io/library/a:b@{DIGEST} (a:b@{DIGEST})"));
         check("a@sha256:zz", "error: the digest is not valid");
         check(&format!("a@{DIGEST}@{DIGEST}"), "error: the digest is not valid");
     }

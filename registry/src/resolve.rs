@@ -37,10 +37,7 @@ impl Registry {
 
     async fn resolve_once(&self, reference: &Reference, access: Access<'_>) -> Result<Descriptor> {
         let Some(object) = reference.object() else {
-            return Err(Error::InvalidReference {
-                input: reference.to_string(),
-                reason: "object required",
-            });
+            return Err(Error::InvalidReference { input: reference.to_string(), reason: "object required" });
         };
         let targets = self.config().targets(reference.host());
         let mut worst: Option<Failure> = None;
@@ -70,12 +67,7 @@ impl Registry {
                 }
             }
         }
-        Err(worst.map_or_else(
-            || Error::NotFound {
-                what: reference.to_string(),
-            },
-            |(_, error)| error,
-        ))
+        Err(worst.map_or_else(|| Error::NotFound { what: reference.to_string() }, |(_, error)| error))
     }
 
     async fn resolve_at(
@@ -85,18 +77,10 @@ impl Registry {
         access: Access<'_>,
     ) -> std::result::Result<Descriptor, Failure> {
         let patience = self.config().stall_timeout;
-        let head = self
-            .send(&call, access)
-            .await
-            .map_err(|error| (1, pull_error(error)))?;
+        let head = self.send(&call, access).await.map_err(|error| (1, pull_error(error)))?;
         let status = head.response.status();
         if status == StatusCode::NOT_FOUND {
-            return Err((
-                2,
-                Error::NotFound {
-                    what: reference.to_string(),
-                },
-            ));
+            return Err((2, Error::NotFound { what: reference.to_string() }));
         }
         if !status.is_success() {
             drop(head);
@@ -106,12 +90,7 @@ impl Registry {
                     Ok(answer) => send::unexpected_status(answer.response, "GET", patience).await,
                     Err(error) => error,
                 },
-                _ => Error::Status {
-                    method: "HEAD",
-                    url: self.shown(&call),
-                    status,
-                    message: String::new(),
-                },
+                _ => Error::Status { method: "HEAD", url: self.shown(&call), status, message: String::new() },
             };
             return Err((3, pull_error(error)));
         }
@@ -171,11 +150,7 @@ impl Registry {
     pub(crate) fn bounded(&self, what: &Reference, size: u64) -> Result<()> {
         let limit = self.config().max_document;
         if size > limit {
-            return Err(Error::TooLarge {
-                what: what.to_string(),
-                actual: size,
-                limit,
-            });
+            return Err(Error::TooLarge { what: what.to_string(), actual: size, limit });
         }
         Ok(())
     }
@@ -196,18 +171,11 @@ pub(crate) fn repository_call<'a>(
     rest: &str,
     last: bool,
 ) -> Call<'a> {
-    let query = if target.mirror {
-        vec![("ns", reference.host().to_owned())]
-    } else {
-        Vec::new()
-    };
+    let query = if target.mirror { vec![("ns", reference.host().to_owned())] } else { Vec::new() };
     Call {
         target,
         method,
-        url: CallUrl::Path {
-            path: format!("{}/{rest}", reference.path()),
-            query,
-        },
+        url: CallUrl::Path { path: format!("{}/{rest}", reference.path()), query },
         headers: HeaderMap::new(),
         scopes: Scopes::pull(reference.path()),
         traffic: Traffic::Blob,
@@ -237,9 +205,7 @@ pub(crate) fn pull_error(error: Error) -> Error {
         other => other.is_authorization_failure(),
     };
     match denied {
-        true => Error::PullDenied {
-            source: Box::new(error),
-        },
+        true => Error::PullDenied { source: Box::new(error) },
         false => error,
     }
 }
@@ -251,29 +217,17 @@ pub(crate) fn announced_digest(response: &reqwest::Response) -> Result<Option<Di
     let text = String::from_utf8_lossy(value.as_bytes());
     match text.parse() {
         Ok(digest) => Ok(Some(digest)),
-        Err(_) => Err(send::invalid(
-            response.url(),
-            &format!("{text:?} in header not a valid digest"),
-        )),
+        Err(_) => Err(send::invalid(response.url(), &format!("{text:?} in header not a valid digest"))),
     }
 }
 
 fn media_type(response: &reqwest::Response) -> String {
-    let value = response
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let value =
+        response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().to_owned()
 }
 
 /// Returns the length that the head announces; the client itself knows only of a body's.
 pub(crate) fn content_length(response: &reqwest::Response) -> Option<u64> {
-    response
-        .headers()
-        .get(reqwest::header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
+    response.headers().get(reqwest::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

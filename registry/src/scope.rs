@@ -38,20 +38,16 @@ impl Scopes {
 
     pub(crate) fn merge(mut self, other: &Self) -> Self {
         for (resource, actions) in &other.0 {
-            self.0
-                .entry(resource.clone())
-                .or_default()
-                .extend(actions.iter().cloned());
+            self.0.entry(resource.clone()).or_default().extend(actions.iter().cloned());
         }
         self
     }
 
     pub(crate) fn contains(&self, other: &Self) -> bool {
-        other.0.iter().all(|(resource, actions)| {
-            self.0
-                .get(resource)
-                .is_some_and(|own| actions.is_subset(own))
-        })
+        other
+            .0
+            .iter()
+            .all(|(resource, actions)| self.0.get(resource).is_some_and(|own| actions.is_subset(own)))
     }
 
     /// Returns the scopes as token servers want them, in a fixed order.
@@ -86,10 +82,7 @@ mod tests {
     #[test]
     fn actions_of_a_resource_come_together() {
         let scopes = Scopes::pull("a/b").and("repository:a/b:push,pull registry:catalog:* odd");
-        assert_eq!(
-            scopes.list(),
-            ["odd", "registry:catalog:*", "repository:a/b:pull,push"]
-        );
+        assert_eq!(scopes.list(), ["odd", "registry:catalog:*", "repository:a/b:pull,push"]);
         assert_eq!(scopes.shown(), "odd registry:catalog:* a/b:pull,push");
         assert!(scopes.contains(&Scopes::push("a/b")));
         assert!(!Scopes::pull("a/b").contains(&scopes));

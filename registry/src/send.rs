@@ -92,12 +92,7 @@ impl Registry {
             let is_final = attempt == MAX_TRIES;
             let url = self.url(&call)?;
             let scopes = call.scopes.clone();
-            let purpose = Purpose {
-                client: &client,
-                host: &call.target.host,
-                scopes: &scopes,
-                patience,
-            };
+            let purpose = Purpose { client: &client, host: &call.target.host, scopes: &scopes, patience };
             let header = if !call.anonymous && self.is_own(call.target, &url) {
                 self.auth().authorize(purpose, access).await?
             } else {
@@ -120,9 +115,7 @@ impl Registry {
                         return Ok(Answer { response, slot, url });
                     }
                     drop(response);
-                    self.auth()
-                        .challenged(&challenges, header.as_ref(), renewed, purpose, access)
-                        .await?;
+                    self.auth().challenged(&challenges, header.as_ref(), renewed, purpose, access).await?;
                     renewed = true;
                 }
                 // Some registries know no HEAD.
@@ -191,9 +184,7 @@ impl Registry {
         url: &Url,
         header: Option<&Secret>,
     ) -> Result<Response> {
-        let mut builder = client
-            .request(call.method.clone(), url.clone())
-            .headers(call.headers.clone());
+        let mut builder = client.request(call.method.clone(), url.clone()).headers(call.headers.clone());
         if let Some(header) = header.filter(|_| self.is_own(call.target, url)) {
             builder = builder.header(AUTHORIZATION, header.expose());
         }
@@ -234,10 +225,8 @@ impl Registry {
             Scheme::Https | Scheme::Either => "https",
         };
         let text = format!("{scheme}://{}{}/{path}", target.host, target.base);
-        let mut url = Url::parse(&text).map_err(|error| Error::InvalidResponse {
-            url: text,
-            reason: error.to_string(),
-        })?;
+        let mut url = Url::parse(&text)
+            .map_err(|error| Error::InvalidResponse { url: text, reason: error.to_string() })?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
@@ -288,11 +277,7 @@ pub(crate) async fn with_patience(
 /// Reads a body of at most `max` bytes.
 pub(crate) async fn read_bounded(mut response: Response, max: u64, patience: Duration) -> Result<Bytes> {
     let url = response.url().clone();
-    let too_large = |actual| Error::TooLarge {
-        what: shown(&url),
-        actual,
-        limit: max,
-    };
+    let too_large = |actual| Error::TooLarge { what: shown(&url), actual, limit: max };
     if let Some(length) = response.content_length().filter(|length| *length > max) {
         return Err(too_large(length));
     }
@@ -333,12 +318,7 @@ pub(crate) async fn unexpected_status(
             break;
         }
     }
-    Error::Status {
-        method,
-        url: shown(&url),
-        status,
-        message: explanation(&body),
-    }
+    Error::Status { method, url: shown(&url), status, message: explanation(&body) }
 }
 
 /// Reads `{"errors":[{"code":…,"message":…}]}` as `code: message`.
@@ -369,12 +349,7 @@ fn explanation(body: &[u8]) -> String {
             }
         })
         .collect();
-    texts
-        .join(", ")
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_ERROR_SHOWN)
-        .collect()
+    texts.join(", ").chars().filter(|c| !c.is_control()).take(MAX_ERROR_SHOWN).collect()
 }
 
 /// Returns an address as errors show it: without its query, which may hold signatures.
@@ -392,10 +367,7 @@ pub(crate) fn without_userinfo(mut url: Url) -> Url {
 }
 
 pub(crate) fn invalid(url: &Url, reason: &str) -> Error {
-    Error::InvalidResponse {
-        url: shown(url),
-        reason: reason.to_owned(),
-    }
+    Error::InvalidResponse { url: shown(url), reason: reason.to_owned() }
 }
 
 pub(crate) fn name(method: &Method) -> &'static str {
@@ -409,18 +381,11 @@ pub(crate) fn name(method: &Method) -> &'static str {
 }
 
 fn transport(method: &'static str, url: &Url, source: reqwest::Error) -> Error {
-    Error::Transport {
-        method,
-        url: shown(url),
-        source: source.without_url(),
-    }
+    Error::Transport { method, url: shown(url), source: source.without_url() }
 }
 
 fn stalled(url: &Url, after: Duration) -> Error {
-    Error::Stalled {
-        url: shown(url),
-        after,
-    }
+    Error::Stalled { url: shown(url), after }
 }
 
 fn retry_after(response: &Response) -> Option<Duration> {
@@ -435,14 +400,9 @@ fn speaks_plain_http(error: &reqwest::Error) -> bool {
 
 fn is_unreachable(error: &reqwest::Error) -> bool {
     error.is_timeout()
-        || causes(error)
-            .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-            .any(|io| {
-                matches!(
-                    io.kind(),
-                    std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::TimedOut
-                )
-            })
+        || causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|io| {
+            matches!(io.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::TimedOut)
+        })
 }
 
 fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
@@ -458,10 +418,7 @@ pub(crate) struct Whole {
 
 impl Whole {
     pub(crate) fn new(bytes: Bytes) -> Self {
-        Self {
-            bytes,
-            sent: Arc::default(),
-        }
+        Self { bytes, sent: Arc::default() }
     }
 }
 

@@ -48,8 +48,7 @@ pub(crate) fn client(config: &Config, target: &Target) -> Result<Client> {
         let entry = with_directories(host, entry)?;
         for path in &entry.ca {
             let pem = read(host, path)?;
-            let certificates =
-                Certificate::from_pem_bundle(&pem).map_err(|e| unusable(host, path, &e))?;
+            let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| unusable(host, path, &e))?;
             for certificate in certificates {
                 builder = builder.add_root_certificate(certificate);
             }
@@ -93,10 +92,7 @@ fn with_directories(host: &str, entry: &HostConfig) -> Result<HostConfig> {
         for file in files {
             match file.extension().and_then(|extension| extension.to_str()) {
                 Some("crt") => entry.ca.push(file),
-                Some("cert") => entry.keypairs.push(KeyPair {
-                    key: file.with_extension("key"),
-                    cert: file,
-                }),
+                Some("cert") => entry.keypairs.push(KeyPair { key: file.with_extension("key"), cert: file }),
                 _ => {}
             }
         }
@@ -109,9 +105,5 @@ fn read(host: &str, path: &Path) -> Result<Vec<u8>> {
 }
 
 fn unusable(host: &str, path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::Tls {
-        host: host.to_owned(),
-        path: path.to_owned(),
-        reason: error.to_string(),
-    }
+    Error::Tls { host: host.to_owned(), path: path.to_owned(), reason: error.to_string() }
 }

@@ -45,15 +45,12 @@ impl Held {
         let now = SystemTime::now();
         let issued = match token.issued_at {
             0 => now,
-            seconds => UNIX_EPOCH
-                .checked_add(Duration::from_secs(seconds))
-                .map_or(now, |issued| issued.min(now)),
+            seconds => {
+                UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).map_or(now, |issued| issued.min(now))
+            }
         };
         let until = issued + Duration::from_millis(lifetime * 900);
-        Self {
-            token: token.token,
-            until,
-        }
+        Self { token: token.token, until }
     }
 
     pub(crate) fn is_fresh(&self) -> bool {
@@ -95,11 +92,9 @@ pub(crate) async fn fetch(
 }
 
 fn realm(request: &TokenRequest) -> Result<Url> {
-    let fail = |reason: &str| Error::InvalidResponse {
-        url: request.host.clone(),
-        reason: reason.to_owned(),
-    };
-    let realm = Url::parse(&request.realm).map_err(|_| fail("the realm of the challenge is not an address"))?;
+    let fail = |reason: &str| Error::InvalidResponse { url: request.host.clone(), reason: reason.to_owned() };
+    let realm =
+        Url::parse(&request.realm).map_err(|_| fail("the realm of the challenge is not an address"))?;
     if !matches!(realm.scheme(), "http" | "https") {
         return Err(fail("the realm of the challenge is not an http address"));
     }
@@ -146,11 +141,7 @@ async fn post(
     if credential.username.is_empty() {
         form.extend([("grant_type", "refresh_token"), ("refresh_token", secret)]);
     } else {
-        form.extend([
-            ("grant_type", "password"),
-            ("username", &credential.username),
-            ("password", secret),
-        ]);
+        form.extend([("grant_type", "password"), ("username", &credential.username), ("password", secret)]);
     }
     let builder = client.request(Method::POST, realm.clone()).form(&form);
     answer(builder, "POST", realm, patience).await
@@ -167,10 +158,7 @@ async fn answer(
         return Err(send::unexpected_status(response, method, patience).await);
     }
     let body = send::read_bounded(response, MAX_TOKEN_ANSWER, patience).await?;
-    let invalid = |reason: String| Error::InvalidResponse {
-        url: send::shown(url),
-        reason,
-    };
+    let invalid = |reason: String| Error::InvalidResponse { url: send::shown(url), reason };
     let answer: Answer =
         serde_json::from_slice(&body).map_err(|error| invalid(format!("it is not a token: {error}")))?;
     let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
@@ -196,9 +184,8 @@ fn unix_seconds(text: &str) -> Option<u64> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     let mut date = date.splitn(3, '-').map(|part| part.parse::<u64>().ok());
     let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let mut time = time.splitn(3, ':').map(|part| {
-        part.split('.').next().and_then(|whole| whole.parse::<u64>().ok())
-    });
+    let mut time =
+        time.splitn(3, ':').map(|part| part.split('.').next().and_then(|whole| whole.parse::<u64>().ok()));
     let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
     if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
@@ -236,12 +223,7 @@ mod tests {
     #[test]
     fn a_token_is_used_for_most_of_its_life() {
         let token = |expires_in, issued_at| {
-            Held::new(Token {
-                token: Secret::new("t"),
-                expires_in,
-                issued_at,
-            })
-            .is_fresh()
+            Held::new(Token { token: Secret::new("t"), expires_in, issued_at }).is_fresh()
         };
         assert!(token(0, 0));
         assert!(token(300, 0));

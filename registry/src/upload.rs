@@ -23,11 +23,7 @@ pub(crate) struct StoredBlob {
 
 impl StoredBlob {
     pub(crate) fn new(file: std::fs::File, descriptor: &Descriptor) -> Self {
-        Self {
-            file: Arc::new(file),
-            size: descriptor.size,
-            sent: Arc::default(),
-        }
+        Self { file: Arc::new(file), size: descriptor.size, sent: Arc::default() }
     }
 
     /// Returns the count of bytes handed to the connection.
@@ -75,9 +71,7 @@ fn read_at(file: &std::fs::File, at: u64, size: u64) -> std::io::Result<Bytes> {
 /// Reads a whole stored document.
 pub(crate) fn read_all(file: std::fs::File, max: u64, what: &Descriptor) -> Result<Bytes> {
     let mut bytes = Vec::new();
-    file.take(max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::content)?;
+    file.take(max + 1).read_to_end(&mut bytes).map_err(Error::content)?;
     if bytes.len() as u64 > max {
         return Err(Error::TooLarge {
             what: what.digest.to_string(),
