@@ -1,1 +1,37 @@
-//! The catalogue, references and leases, content checksums, disk usage and garbage collection.
+//! The catalogue: what the builds of this machine have made, where it is and who uses it.
+//!
+//! One SQLite database holds every record, its parents, blobs, cache keys and sizes, and each event is one
+//! transaction. Snapshots and blobs live in stores that may lose things: a record whose data has gone is a miss.
+//!
+//! - [`CacheManager`] opens the catalogue, finds and makes records.
+//! - [`Ref`] is a counted lease on an immutable state, [`MutableRef`] a directory that is being written to.
+//! - [`Ref::mount`] fetches and unpacks lazy layers through a [`BlobProvider`].
+//! - [`ContentSelector`] and [`Ref::content_digest`]: checksums of parts of a tree.
+//! - [`UsageRecord`], [`PruneOptions`], [`GcPolicy`]: disk usage and what is removed.
+//!
+//! This crate knows nothing of LLB ops, sessions or registries.
+#![forbid(unsafe_code)]
+
+mod contenthash;
+mod db;
+mod error;
+mod janitor;
+mod live;
+mod manager;
+mod mutable;
+mod provider;
+mod record;
+mod recovery;
+mod reference;
+mod stack;
+mod unpack;
+mod usage;
+
+pub use crate::contenthash::ContentSelector;
+pub use crate::error::{BoxError, Error, Result};
+pub use crate::manager::{CacheManager, CacheOptions};
+pub use crate::mutable::{MutableRef, Sharing};
+pub use crate::provider::{BlobProvider, LayerPhase, LayerProgress, NoProvider};
+pub use crate::record::{Layer, LayerBlob, RecordId, RecordOptions, RecordType};
+pub use crate::reference::Ref;
+pub use crate::usage::{GcPolicy, PruneOptions, UsageQuery, UsageRecord};

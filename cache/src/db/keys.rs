@@ -1,0 +1,138 @@
+//! Cache keys, links and results as rows.
+
+use rusqlite::{Connection, Transaction, params};
+
+use crate::{RecordId, Result};
+
+/// A link between keys without its two ends.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Link {
+    pub(crate) input: i64,
+    pub(crate) output: i64,
+    pub(crate) digest: String,
+    /// Empty: none.
+    pub(crate) selector: String,
+}
+
+/// Whether anything is known under this key.
+pub(crate) fn exists(connection: &Connection, key: &str) -> Result<bool> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM key_results WHERE key = ?1) OR EXISTS (SELECT 1 FROM key_links WHERE key = ?1)",
+        )?
+        .query_row([key], |row| row.get(0))?)
+}
+
+/// The results of a key: record id (empty for the empty result) and creation time in nanoseconds, newest first.
+pub(crate) fn results(connection: &Connection, key: &str) -> Result<Vec<(String, i64)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT record, created_at FROM key_results WHERE key = ?1 ORDER BY created_at DESC, record",
+    )?;
+    let rows = statement.query_map([key], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Keys that hold this record, or the empty result for `""`.
+pub(crate) fn keys_of(connection: &Connection, record: &str) -> Result<Vec<String>> {
+    let mut statement =
+        connection.prepare_cached("SELECT key FROM key_results WHERE record = ?1 AND record <> ''")?;
+    let rows = statement.query_map([record], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Where a link leads.
+pub(crate) fn targets(connection: &Connection, key: &str, link: &Link) -> Result<Vec<String>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT target FROM key_links
+         WHERE key = ?1 AND input = ?2 AND digest = ?3 AND output = ?4 AND selector = ?5 ORDER BY target",
+    )?;
+    let rows = statement
+        .query_map(params![key, link.input, link.digest, link.output, link.selector], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// All links that leave a key, with their targets.
+pub(crate) fn links_from(connection: &Connection, key: &str) -> Result<Vec<(Link, String)>> {
+    walk(connection, "SELECT input, output, digest, selector, target FROM key_links WHERE key = ?1", key)
+}
+
+/// All links that lead to a key, with where they come from.
+pub(crate) fn links_to(connection: &Connection, key: &str) -> Result<Vec<(Link, String)>> {
+    walk(connection, "SELECT input, output, digest, selector, key FROM key_links WHERE target = ?1", key)
+}
+
+fn walk(connection: &Connection, sql: &str, key: &str) -> Result<Vec<(Link, String)>> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([key], |row| {
+        Ok((
+            Link { input: row.get(0)?, output: row.get(1)?, digest: row.get(2)?, selector: row.get(3)? },
+            row.get(4)?,
+        ))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Adds a link; one that is there stays.
+pub(crate) fn add_link(transaction: &Transaction<'_>, key: &str, link: &Link, target: &str) -> Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT OR IGNORE INTO key_links (key, input, digest, output, selector, target) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![key, link.input, link.digest, link.output, link.selector, target])?;
+    Ok(())
+}
+
+/// Adds a result; one that is there gets the new time.
+pub(crate) fn add_result(
+    transaction: &Transaction<'_>,
+    key: &str,
+    record: &str,
+    created_at: i64,
+) -> Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO key_results (key, record, created_at) VALUES (?1, ?2, ?3)
+             ON CONFLICT (key, record) DO UPDATE SET created_at = max(created_at, ?3)",
+        )?
+        .execute(params![key, record, created_at])?;
+    Ok(())
+}
+
+/// Removes a record from all keys, and keys that lead nowhere any more.
+pub(crate) fn release_results(transaction: &Transaction<'_>, record: &RecordId) -> Result<()> {
+    let keys = keys_of(transaction, record.as_str())?;
+    for key in keys {
+        release_result(transaction, &key, record.as_str())?;
+    }
+    Ok(())
+}
+
+/// Removes one result, and keys that lead nowhere any more.
+pub(crate) fn release_result(transaction: &Transaction<'_>, key: &str, record: &str) -> Result<()> {
+    transaction
+        .prepare_cached("DELETE FROM key_results WHERE key = ?1 AND record = ?2")?
+        .execute(params![key, record])?;
+    let mut empty = vec![key.to_owned()];
+    while let Some(key) = empty.pop() {
+        if exists(transaction, &key)? {
+            continue;
+        }
+        let above: Vec<String> = {
+            let mut statement =
+                transaction.prepare_cached("SELECT DISTINCT key FROM key_links WHERE target = ?1")?;
+            let rows = statement.query_map([&key], |row| row.get(0))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        transaction.prepare_cached("DELETE FROM key_links WHERE target = ?1")?.execute([&key])?;
+        empty.extend(above);
+    }
+    Ok(())
+}
+
+/// Removes keys that held only in an earlier run of the daemon.
+pub(crate) fn drop_random(transaction: &Transaction<'_>) -> Result<()> {
+    // A range instead of LIKE, which would not use the index: `;` follows `:`.
+    transaction.execute("DELETE FROM key_results WHERE key >= 'random:' AND key < 'random;'", [])?;
+    transaction.execute("DELETE FROM key_links WHERE key >= 'random:' AND key < 'random;'", [])?;
+    Ok(())
+}

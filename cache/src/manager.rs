@@ -1,0 +1,401 @@
+//! The manager: opens the catalogue, finds and makes records.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, SystemTime},
+};
+
+use kiln_content::ContentStore;
+use kiln_digest::Digest;
+use kiln_snapshot::Snapshotter;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Error, LayerBlob, RecordId, RecordOptions, Ref, Result,
+    db::{
+        Database,
+        rows::{self, Kind, RecordRow},
+    },
+    janitor::{self, Janitor},
+    live::{Lease, Live},
+    reference::{NewRecord, Record, State},
+};
+
+/// What a catalogue is opened with.
+#[derive(Debug, Clone)]
+pub struct CacheOptions {
+    /// Directory of the catalogue's own files; made when missing.
+    pub root: PathBuf,
+    /// Where snapshots are.
+    pub snapshotter: Arc<dyn Snapshotter>,
+    /// Where blobs are.
+    pub content: Arc<dyn ContentStore>,
+    /// How often what was written is made safe against a power loss.
+    pub checkpoint: Duration,
+    /// Layers unpacked at the same time.
+    pub max_unpacks: usize,
+}
+
+impl CacheOptions {
+    /// Options with the usual intervals and limits.
+    pub fn new(
+        root: impl Into<PathBuf>,
+        snapshotter: Arc<dyn Snapshotter>,
+        content: Arc<dyn ContentStore>,
+    ) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            root: root.into(),
+            snapshotter,
+            content,
+            checkpoint: Duration::from_secs(5),
+            max_unpacks: cores.max(2),
+        }
+    }
+}
+
+/// The catalogue and everything that is found through it. Clones share one catalogue.
+#[derive(Clone, Debug)]
+pub struct CacheManager(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    root: PathBuf,
+    db: Database,
+    snapshotter: Arc<dyn Snapshotter>,
+    content: Arc<dyn ContentStore>,
+    pub(crate) live: Live,
+    pub(crate) janitor: Janitor,
+    /// Layers known by what they stand on and their diff ID, for those that no row names yet.
+    layers: Mutex<HashMap<(Option<RecordId>, Digest), Weak<Record>>>,
+    /// One at a time finds or makes a lazy layer.
+    lazy: tokio::sync::Mutex<()>,
+    /// One at a time finds or makes a cache mount or local source.
+    pub(crate) naming: tokio::sync::Mutex<()>,
+    pub(crate) shared_mounts: Mutex<HashMap<String, Weak<crate::mutable::MutableInner>>>,
+    pub(crate) unpacks: tokio::sync::Semaphore,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+}
+
+impl CacheManager {
+    /// Opens the catalogue, making it when there is none.
+    ///
+    /// # Errors
+    /// [`Error::NewerFormat`] when a later version of this program wrote it.
+    pub async fn open(options: CacheOptions) -> Result<Self> {
+        let root = options.root.clone();
+        let db = blocking(move || {
+            std::fs::create_dir_all(&root).map_err(Error::io(format!("make `{}`", root.display())))?;
+            Database::open(&root.join("catalogue.db"))
+        })
+        .await?;
+        let inner = Arc::new(Inner {
+            root: options.root,
+            db,
+            snapshotter: options.snapshotter,
+            content: options.content,
+            live: Live::default(),
+            janitor: Janitor::default(),
+            layers: Mutex::default(),
+            lazy: tokio::sync::Mutex::default(),
+            naming: tokio::sync::Mutex::default(),
+            shared_mounts: Mutex::default(),
+            unpacks: tokio::sync::Semaphore::new(options.max_unpacks.max(1)),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+        });
+        crate::recovery::recover(&inner).await?;
+        inner.tasks.spawn(janitor::run(Arc::downgrade(&inner), inner.cancel.clone(), options.checkpoint));
+        Ok(Self(inner))
+    }
+
+    /// Writes what is pending, makes it safe and closes the catalogue. Refs that are still alive lose their meaning.
+    pub async fn close(&self) -> Result<()> {
+        self.0.cancel.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        janitor::tidy(&self.0).await?;
+        janitor::checkpoint(&self.0).await?;
+        crate::recovery::mark_clean(&self.0).await?;
+        let inner = Arc::clone(&self.0);
+        blocking(move || {
+            inner.db.close();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Finds a record. `None`: there is none (any more), or it is being written to.
+    pub async fn get(&self, id: &RecordId) -> Result<Option<Ref>> {
+        self.0.load(id)
+    }
+
+    /// A layer on `parent` that is known by its blob; nothing is fetched. The same layer on the same parent is one
+    /// record, whoever asks for it.
+    pub async fn lazy_layer(
+        &self,
+        parent: Option<&Ref>,
+        blob: LayerBlob,
+        options: RecordOptions,
+    ) -> Result<Ref> {
+        let inner = &self.0;
+        let _one_at_a_time = inner.lazy.lock().await;
+        let key = (parent.map(|parent| parent.id().clone()), blob.diff_id);
+        let pending =
+            inner.layers.lock().unwrap_or_else(PoisonError::into_inner).get(&key).and_then(Weak::upgrade);
+        let mut found = pending.map(Ref);
+        if found.is_none() && parent.is_none_or(Ref::is_published) {
+            for id in inner.db.read(|connection| rows::by_diff_id(connection, key.0.as_ref(), &key.1))? {
+                found = inner.load(&id)?.filter(|candidate| !candidate.0.state().lost);
+                if found.is_some() {
+                    break;
+                }
+            }
+        }
+        if let Some(found) = found {
+            found.add_blob(blob).await?;
+            return Ok(found);
+        }
+        let made = inner.make(NewRecord {
+            id: RecordId::random(),
+            kind: Kind::Layer,
+            parents: parent.map(|parent| (0, parent.clone())).into_iter().collect(),
+            stack: Vec::new(),
+            description: options.description,
+            record_type: options.record_type,
+            created_at: options.created_at.unwrap_or_else(SystemTime::now),
+            names: options.index,
+            state: State { retain: options.retain, blobs: vec![blob], ..State::default() },
+        });
+        let mut layers = inner.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.retain(|_, record| record.strong_count() > 0);
+        layers.insert(key, Arc::downgrade(&made.0));
+        Ok(made)
+    }
+
+    /// One state out of several, later ones on top. `None`: nothing to merge.
+    pub async fn merge(&self, refs: &[Ref], options: RecordOptions) -> Result<Option<Ref>> {
+        match refs {
+            [] => Ok(None),
+            [only] => Ok(Some(only.clone())),
+            several => {
+                let parents = (0..).zip(several.iter().cloned()).collect();
+                let stack = crate::stack::merge(several)?;
+                Ok(Some(self.0.make(NewRecord::listed(Kind::Merge, parents, stack, options))))
+            }
+        }
+    }
+
+    /// What `upper` has over `lower`. `None`: nothing, or both are empty.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when `upper` was not built on `lower`.
+    pub async fn diff(
+        &self,
+        lower: Option<&Ref>,
+        upper: Option<&Ref>,
+        options: RecordOptions,
+    ) -> Result<Option<Ref>> {
+        match (lower, upper) {
+            (None, None) => Ok(None),
+            (None, Some(upper)) => Ok(Some(upper.clone())),
+            (lower, upper) => {
+                let stack = crate::stack::diff(lower, upper)?;
+                if stack.is_empty() {
+                    return Ok(None);
+                }
+                let parents = [(0, lower), (1, upper)];
+                let parents =
+                    parents.into_iter().filter_map(|(at, parent)| Some((at, parent?.clone()))).collect();
+                Ok(Some(self.0.make(NewRecord::listed(Kind::Diff, parents, stack, options))))
+            }
+        }
+    }
+
+    /// Keeps a small fact under a name (an ETag, a ref list); `None` removes it.
+    pub async fn set_fact(&self, name: &str, value: Option<Vec<u8>>) -> Result<()> {
+        let name = format!("fact:{name}");
+        self.0.db.write(move |transaction| crate::db::set_meta(transaction, &name, value.as_deref())).await
+    }
+
+    /// A fact kept earlier.
+    pub async fn fact(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        self.0.db.read(|connection| crate::db::meta(connection, &format!("fact:{name}")))
+    }
+
+    /// Protects a blob that is no layer from the collector, until `release_blobs(owner)` or `expires`.
+    pub async fn lease_blob(&self, owner: &str, digest: Digest, expires: Option<SystemTime>) -> Result<()> {
+        let owner = owner.to_owned();
+        self.0.db.write(move |transaction| crate::db::lease_blob(transaction, &owner, &digest, expires)).await
+    }
+
+    /// Ends an owner's leases; blobs that nobody else wants go at the next collection.
+    pub async fn release_blobs(&self, owner: &str) -> Result<()> {
+        let owner = owner.to_owned();
+        let freed = self.0.db.write(move |transaction| crate::db::release_blobs(transaction, &owner)).await?;
+        self.0.janitor.remove_blobs(freed);
+        Ok(())
+    }
+}
+
+impl NewRecord {
+    fn listed(kind: Kind, parents: Vec<(i64, Ref)>, stack: Vec<Ref>, options: RecordOptions) -> Self {
+        Self {
+            id: RecordId::random(),
+            kind,
+            parents,
+            stack,
+            description: options.description,
+            record_type: options.record_type,
+            created_at: options.created_at.unwrap_or_else(SystemTime::now),
+            names: options.index,
+            state: State { retain: options.retain, ..State::default() },
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+    pub(crate) fn db(&self) -> &Database {
+        &self.db
+    }
+    pub(crate) fn snapshotter(&self) -> &Arc<dyn Snapshotter> {
+        &self.snapshotter
+    }
+    pub(crate) fn content(&self) -> &Arc<dyn ContentStore> {
+        &self.content
+    }
+
+    /// Makes a record that is pending until it is published.
+    pub(crate) fn make(self: &Arc<Self>, new: NewRecord) -> Ref {
+        let record = Record::new(self, new);
+        self.live.enter(&record);
+        Ref(record)
+    }
+
+    /// The last ref on a record has gone.
+    pub(crate) fn left(&self, id: &RecordId, state: &State) {
+        if state.published {
+            self.janitor.touch(id, SystemTime::now());
+        } else {
+            self.janitor.remove_snapshots(state.snapshot.iter().cloned());
+            self.janitor.remove_blobs(state.blobs.iter().map(|blob| blob.descriptor.digest));
+        }
+        self.live.leave(id);
+    }
+
+    /// Finds a record in memory or in the database. A few point reads.
+    pub(crate) fn load(self: &Arc<Self>, wanted: &RecordId) -> Result<Option<Ref>> {
+        let mut holds = Holds { inner: self, ids: Vec::new() };
+        let mut ready: HashMap<RecordId, Ref> = HashMap::new();
+        let mut rows: HashMap<RecordId, RecordRow> = HashMap::new();
+        let mut todo = vec![wanted.clone()];
+        while let Some(id) = todo.last().cloned() {
+            if ready.contains_key(&id) {
+                todo.pop();
+                continue;
+            }
+            if !rows.contains_key(&id) {
+                match self.live.lease(&id) {
+                    Lease::Live(record) => {
+                        ready.insert(id, Ref(record));
+                        continue;
+                    }
+                    Lease::Refused => return Ok(None),
+                    Lease::Held => holds.ids.push(id.clone()),
+                }
+                match self.db.read(|connection| rows::load(connection, &id))? {
+                    // A mutable record that was not left at rest has unknown content.
+                    Some(row) if !row.dirty => rows.insert(id.clone(), row),
+                    _ => return Ok(None),
+                };
+            }
+            let missing: Vec<RecordId> = rows
+                .get(&id)
+                .into_iter()
+                .flat_map(|row| row.parents.iter().map(|(_, parent)| parent))
+                .filter(|parent| !ready.contains_key(*parent))
+                .cloned()
+                .collect();
+            if !missing.is_empty() {
+                // A row can only name parents that were there before it, so this ends.
+                todo.extend(missing);
+                continue;
+            }
+            let Some(row) = rows.remove(&id) else { return Ok(None) };
+            let record = self.revive(row, &ready)?;
+            let live = self.live.unhold(&id, Some(&record));
+            holds.ids.retain(|held| *held != id);
+            ready.insert(id, Ref(live.unwrap_or(record)));
+        }
+        Ok(ready.remove(wanted))
+    }
+
+    fn revive(self: &Arc<Self>, row: RecordRow, ready: &HashMap<RecordId, Ref>) -> Result<Arc<Record>> {
+        let parents: Vec<(i64, Ref)> =
+            row.parents.iter().filter_map(|(at, id)| Some((*at, ready.get(id)?.clone()))).collect();
+        let stack = match row.kind {
+            Kind::Layer => Vec::new(),
+            Kind::Merge => {
+                crate::stack::merge(&parents.iter().map(|(_, parent)| parent.clone()).collect::<Vec<_>>())?
+            }
+            Kind::Diff => {
+                let side =
+                    |wanted: i64| parents.iter().find(|(at, _)| *at == wanted).map(|(_, parent)| parent);
+                crate::stack::diff(side(0), side(1))?
+            }
+        };
+        Ok(Record::new(
+            self,
+            NewRecord {
+                id: row.id,
+                kind: row.kind,
+                parents,
+                stack,
+                description: row.description,
+                record_type: row.record_type,
+                created_at: row.created_at,
+                names: row.names,
+                state: State {
+                    published: true,
+                    lost: false,
+                    borrowed: row.mutable,
+                    retain: row.retain,
+                    snapshot: row.snapshot,
+                    usage: row.usage,
+                    blobs: row.blobs,
+                },
+            },
+        ))
+    }
+}
+
+/// Ends the holds of a load that did not come to its end.
+struct Holds<'a> {
+    inner: &'a Inner,
+    ids: Vec<RecordId>,
+}
+
+impl Drop for Holds<'_> {
+    fn drop(&mut self) {
+        for id in &self.ids {
+            self.inner.live.unhold(id, None);
+        }
+    }
+}
+
+/// Runs blocking work off the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_cancelled) => Err(Error::Closed),
+        },
+    }
+}

@@ -1,0 +1,39 @@
+//! Stacks of layers: what merging and taking a difference mean.
+
+use std::collections::HashSet;
+
+use crate::{Error, RecordId, Ref, Result};
+
+/// Layers that one state may have. Beyond this a definition is taken for hostile.
+const MAX_LAYERS: usize = 10_000;
+
+/// The layers of several states on top of each other. A layer that comes again higher up hides itself below, so only
+/// the topmost occurrence stays; overlayfs would refuse a directory that is stacked twice.
+pub(crate) fn merge(refs: &[Ref]) -> Result<Vec<Ref>> {
+    let mut seen: HashSet<RecordId> = HashSet::new();
+    let mut top_down = Vec::new();
+    for one in refs.iter().rev() {
+        for layer in one.stack().into_iter().rev() {
+            if seen.insert(layer.id().clone()) {
+                top_down.push(layer);
+            }
+        }
+        if top_down.len() > MAX_LAYERS {
+            return Err(Error::Unsupported(format!("a merge of more than {MAX_LAYERS} layers")));
+        }
+    }
+    top_down.reverse();
+    Ok(top_down)
+}
+
+/// The layers of `upper` above `lower`, when `upper` was built on it.
+pub(crate) fn diff(lower: Option<&Ref>, upper: Option<&Ref>) -> Result<Vec<Ref>> {
+    let lower = lower.map(Ref::stack).unwrap_or_default();
+    let upper = upper.map(Ref::stack).unwrap_or_default();
+    match upper.strip_prefix(lower.as_slice()) {
+        Some(rest) => Ok(rest.to_vec()),
+        None => Err(Error::Unsupported(
+            "a difference between states of which one is not built on the other".into(),
+        )),
+    }
+}
