@@ -16,6 +16,7 @@ mod contenthash;
 mod db;
 mod error;
 mod janitor;
+mod keys;
 mod live;
 mod manager;
 mod mutable;

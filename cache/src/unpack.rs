@@ -78,7 +78,7 @@ impl Ref {
     }
 
     /// Its blobs that can be had: those in the content store first.
-    async fn by_nearness(&self, blobs: Vec<LayerBlob>) -> Result<Vec<LayerBlob>> {
+    pub(crate) async fn by_nearness(&self, blobs: Vec<LayerBlob>) -> Result<Vec<LayerBlob>> {
         let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
         for blob in blobs {
             if self.0.inner().content().info(&blob.descriptor.digest).await?.is_some() {

@@ -1,0 +1,250 @@
+//! Cache keys in the catalogue: the solver's store.
+
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
+
+use async_trait::async_trait;
+use kiln_solver::{
+    CacheKeys, CacheRecord, KeyAndSelector, KeyDigest, KeyId, Lookup, NewKey, Origin, OutputIndex, ResultRef,
+    ResultValue,
+};
+use rusqlite::{Connection, Transaction};
+
+use crate::{
+    CacheManager, Error, RecordId, Ref, Result,
+    db::{
+        keys::{self, Link},
+        rows,
+    },
+    manager::Inner,
+    reference::{mark_published, publish},
+};
+
+/// Results made here are preferred less than imported ones of the same age.
+const LOCAL_PRIORITY: u32 = 1;
+
+impl ResultValue for Ref {}
+
+impl CacheManager {
+    /// The store of cache keys, for the solver. Its results are [`Ref`]s.
+    pub fn keys(&self) -> Arc<dyn CacheKeys> {
+        Arc::new(CatalogueKeys(Arc::clone(&self.0)))
+    }
+}
+
+#[derive(Debug)]
+struct CatalogueKeys(Arc<Inner>);
+
+impl From<Error> for kiln_solver::Error {
+    fn from(error: Error) -> Self {
+        Self::keys(error.to_string(), error)
+    }
+}
+
+#[async_trait]
+impl CacheKeys for CatalogueKeys {
+    fn query(
+        &self,
+        deps: &[Vec<KeyAndSelector>],
+        digest: &KeyDigest,
+        output: OutputIndex,
+    ) -> kiln_solver::Result<Lookup> {
+        Ok(self.0.db().read(|connection| find(connection, deps, digest, output))?)
+    }
+
+    fn records(&self, key: &KeyId) -> kiln_solver::Result<Vec<CacheRecord>> {
+        let found = self.0.db().read(|connection| keys::results(connection, key.as_str()))?;
+        let record = |(id, created_at): (String, i64)| CacheRecord {
+            id: kiln_solver::RecordId(id.into()),
+            created_at: rows::time(created_at),
+            priority: LOCAL_PRIORITY,
+            origin: Origin::Local,
+        };
+        Ok(found.into_iter().map(record).collect())
+    }
+
+    async fn load(&self, record: &CacheRecord) -> kiln_solver::Result<Option<Option<ResultRef>>> {
+        if record.id.0.is_empty() {
+            return Ok(Some(None));
+        }
+        let Ok(id) = record.id.0.parse::<RecordId>() else { return Ok(None) };
+        let Some(found) = self.0.load(&id)? else {
+            self.forget_results_of_missing(id).await?;
+            return Ok(None);
+        };
+        match found.check().await {
+            Ok(()) => Ok(Some(Some(Arc::new(found)))),
+            Err(Error::Lost(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn save(&self, keys: &[NewKey], result: Option<&ResultRef>) -> kiln_solver::Result<Vec<KeyId>> {
+        let result = match result {
+            None => None,
+            Some(value) => Some(value.downcast::<Ref>().cloned().ok_or_else(|| {
+                Error::Unsupported(format!("saving a result that is not of this catalogue: {value:?}"))
+            })?),
+        };
+        // What has lost its data meanwhile is not worth a record; the links still are.
+        let lost = result.as_ref().is_some_and(Ref::has_lost_part);
+        let pending = Arc::new(match &result {
+            Some(result) if !lost => result.unpublished(),
+            _ => Vec::new(),
+        });
+        let committed = Arc::clone(&pending);
+        let keys = keys.to_vec();
+        let now = rows::nanos(SystemTime::now());
+        let saved = self
+            .0
+            .db()
+            .write_then(
+                move |transaction| {
+                    publish(transaction, &pending)?;
+                    let record = result.as_ref().map_or("", |result| result.id().as_str());
+                    let mut ids = Vec::with_capacity(keys.len());
+                    for key in &keys {
+                        let id = name(transaction, key)?;
+                        for_each_link(key, |from, link| {
+                            keys::add_link(transaction, from, link, id.as_str())
+                        })?;
+                        if !lost {
+                            keys::add_result(transaction, id.as_str(), record, now)?;
+                        }
+                        ids.push(id);
+                    }
+                    Ok(ids)
+                },
+                move |_ids| mark_published(&committed),
+            )
+            .await?;
+        Ok(saved)
+    }
+
+    async fn link(&self, key: &NewKey, to: &KeyId) -> kiln_solver::Result<()> {
+        let (key, to) = (key.clone(), to.clone());
+        let added = self.0.db().write(move |transaction| {
+            for_each_link(&key, |from, link| {
+                if from.starts_with("random:") {
+                    return Ok(());
+                }
+                keys::add_link(transaction, from, link, to.as_str())
+            })
+        });
+        Ok(added.await?)
+    }
+
+    async fn lost(&self, result: &ResultRef) -> kiln_solver::Result<()> {
+        if let Some(result) = result.downcast::<Ref>() {
+            result.lose().await?;
+        }
+        Ok(())
+    }
+}
+
+impl CatalogueKeys {
+    /// A result whose record is not there is not listed again, unless the record is only being written to.
+    async fn forget_results_of_missing(&self, id: RecordId) -> Result<()> {
+        self.0
+            .db()
+            .write(move |transaction| {
+                if rows::seq_of(transaction, &id)?.is_none() {
+                    keys::release_results(transaction, &id)?;
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+impl Ref {
+    /// Whether it or something it stands on has lost its data.
+    fn has_lost_part(&self) -> bool {
+        self.0.state().lost || self.stack().iter().any(|layer| layer.0.state().lost)
+    }
+
+    /// Looks whether every layer is unpacked or can still be had.
+    async fn check(&self) -> Result<()> {
+        if self.has_lost_part() {
+            return Err(Error::Lost(self.id().clone()));
+        }
+        let inner = self.0.inner();
+        for layer in self.stack() {
+            let (snapshot, blobs) = {
+                let state = layer.0.state();
+                (state.snapshot.clone(), state.blobs.clone())
+            };
+            match snapshot {
+                Some(snapshot) => {
+                    if !inner.snapshotter().exists(&snapshot).await? {
+                        self.gone_from_store(&snapshot).await?;
+                    }
+                }
+                None => {
+                    if layer.by_nearness(blobs).await?.is_empty() {
+                        layer.lose().await?;
+                        return Err(Error::Lost(layer.id().clone()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn find(
+    connection: &Connection,
+    deps: &[Vec<KeyAndSelector>],
+    digest: &KeyDigest,
+    output: OutputIndex,
+) -> Result<Lookup> {
+    if deps.is_empty() {
+        let root = digest.root(output);
+        let known = keys::exists(connection, root.as_str())?;
+        return Ok(Lookup { keys: known.then_some(root).into_iter().collect(), reached: Vec::new() });
+    }
+    let mut reached = Vec::with_capacity(deps.len());
+    let mut common: Option<Vec<String>> = None;
+    for (input, alternatives) in (0_i64..).zip(deps) {
+        let mut targets: Vec<String> = Vec::new();
+        for alternative in alternatives {
+            let link = link(input, digest, output, alternative);
+            targets.extend(keys::targets(connection, alternative.key.as_str(), &link)?);
+        }
+        reached.push(!targets.is_empty());
+        common = Some(match common {
+            None => {
+                let mut seen = HashSet::new();
+                targets.into_iter().filter(|target| seen.insert(target.clone())).collect()
+            }
+            Some(before) => before.into_iter().filter(|key| targets.contains(key)).collect(),
+        });
+    }
+    Ok(Lookup { keys: common.unwrap_or_default().into_iter().map(KeyId::new).collect(), reached })
+}
+
+/// The name under which a key is saved: its root, the first found, or a new one.
+fn name(transaction: &Transaction<'_>, key: &NewKey) -> Result<KeyId> {
+    if key.deps.is_empty() {
+        return Ok(key.digest.root(key.output));
+    }
+    let found = find(transaction, &key.deps, &key.digest, key.output)?;
+    Ok(found.keys.into_iter().next().unwrap_or_else(|| KeyId::new(RecordId::random().to_string())))
+}
+
+fn for_each_link(key: &NewKey, mut each: impl FnMut(&str, &Link) -> Result<()>) -> Result<()> {
+    for (input, alternatives) in (0_i64..).zip(&key.deps) {
+        for alternative in alternatives {
+            each(alternative.key.as_str(), &link(input, &key.digest, key.output, alternative))?;
+        }
+    }
+    Ok(())
+}
+
+fn link(input: i64, digest: &KeyDigest, output: OutputIndex, alternative: &KeyAndSelector) -> Link {
+    Link {
+        input,
+        output: i64::from(output.0),
+        digest: digest.to_string(),
+        selector: alternative.selector.map(|selector| selector.to_string()).unwrap_or_default(),
+    }
+}
