@@ -9,6 +9,10 @@
 //! It knows nothing of platforms, layers or builds.
 #![forbid(unsafe_code)]
 
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
+
 mod access;
 mod auth;
 mod challenge;

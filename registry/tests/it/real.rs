@@ -1,0 +1,239 @@
+//! The client against a real registry process.
+
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kiln_content::testing::MemoryStore;
+use kiln_content::{ContentStore, ContentStoreExt, Descriptor, Index, Manifest, Platform, media_type};
+use kiln_registry::{Access, Error, FixedCredentials, PushOptions, Reference, Registry};
+
+use crate::faulty::{chain, config};
+
+const HTPASSWD: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
+
+struct Process {
+    child: Child,
+    address: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Process {
+    /// Starts a registry; `None`, with a notice, where there is none to start.
+    fn start(extra: impl Fn(&std::path::Path) -> String) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..5 {
+            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+            let file = dir.path().join("config.yml");
+            std::fs::write(
+                &file,
+                format!(
+                    "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{}",
+                    dir.path().join("storage").display(),
+                    extra(dir.path()),
+                ),
+            )
+            .unwrap();
+            let spawned = Command::new("docker-registry")
+                .arg("serve")
+                .arg(&file)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn();
+            let mut child = match spawned {
+                Ok(child) => child,
+                Err(error) if std::env::var_os("CI").is_some() => panic!("docker-registry: {error}"),
+                Err(error) => {
+                    eprintln!("skipped: docker-registry cannot be started: {error}");
+                    return None;
+                }
+            };
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+                if TcpStream::connect(&address).is_ok() {
+                    return Some(Self { child, address, _dir: dir });
+                }
+                std::thread::yield_now();
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        panic!("docker-registry does not come up");
+    }
+
+    fn reference(&self, rest: &str) -> Reference {
+        Reference::parse(&format!("{}/{rest}", self.address)).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An index of two images that share a layer of some size.
+async fn sample(store: &MemoryStore) -> Descriptor {
+    let shared: Vec<u8> = (0..2_000_000_u32).map(|i| (i ^ (i >> 8)) as u8).collect();
+    let mut manifests = Vec::new();
+    for architecture in ["amd64", "arm64"] {
+        let config = format!(r#"{{"architecture":"{architecture}","os":"linux"}}"#);
+        let layers = [shared.clone(), architecture.as_bytes().to_vec(), Vec::new()];
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: media_type::OCI_MANIFEST.to_owned(),
+            artifact_type: String::new(),
+            config: Descriptor::of(media_type::OCI_CONFIG, config.as_bytes()),
+            layers: layers.iter().map(|l| Descriptor::of(media_type::OCI_LAYER, l)).collect(),
+            subject: None,
+            annotations: Default::default(),
+        };
+        let bytes = manifest.to_bytes();
+        let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, &bytes);
+        descriptor.platform = Some(Platform::new("linux", architecture, ""));
+        manifests.push(descriptor);
+        for blob in layers.into_iter().chain([config.into_bytes(), bytes]) {
+            store.put(blob.into()).await.unwrap();
+        }
+    }
+    let index = Index {
+        schema_version: 2,
+        media_type: media_type::OCI_INDEX.to_owned(),
+        artifact_type: String::new(),
+        manifests,
+        subject: None,
+        annotations: Default::default(),
+    };
+    let bytes = index.to_bytes();
+    let root = Descriptor::of(media_type::OCI_INDEX, &bytes);
+    store.put(bytes.into()).await.unwrap();
+    root
+}
+
+async fn pull_all(
+    registry: &Registry,
+    from: &Reference,
+    root: &Descriptor,
+    access: Access<'_>,
+) -> MemoryStore {
+    let store = MemoryStore::new();
+    let mut open = vec![root.clone()];
+    while let Some(descriptor) = open.pop() {
+        registry.fetch_into(&store, from, &descriptor, access).await.unwrap();
+        if media_type::is_index(&descriptor.media_type) || media_type::is_manifest(&descriptor.media_type) {
+            let bytes = registry.read(from, &descriptor, access).await.unwrap();
+            let document = kiln_registry::Document::parse(&bytes).unwrap();
+            open.extend(document.children().into_iter().cloned());
+        }
+    }
+    store
+}
+
+#[tokio::test]
+async fn what_is_pushed_can_be_pulled() {
+    let Some(process) = Process::start(|_| String::new()) else { return };
+    let registry = Registry::new(config());
+    let access = Access::anonymous();
+    let store = MemoryStore::new();
+    let root = sample(&store).await;
+    let tagged = process.reference("a/b:t");
+    registry.push(&tagged, &root, &store, PushOptions::default(), access).await.unwrap();
+    // All of it is there now, so this sends nothing but questions.
+    registry.push(&tagged, &root, &store, PushOptions::default(), access).await.unwrap();
+
+    let found = registry.resolve(&tagged, access).await.unwrap();
+    assert_eq!((&found.media_type, found.digest, found.size), (&root.media_type, root.digest, root.size));
+    let pinned = tagged.clone().without_object().with_digest(root.digest);
+    assert_eq!(registry.resolve(&pinned, access).await.unwrap().digest, root.digest);
+    let pulled = pull_all(&registry, &tagged, &found, access).await;
+    assert_eq!(pulled.list().await.unwrap(), store.list().await.unwrap());
+
+    let error = registry.resolve(&process.reference("a/b:other"), access).await.unwrap_err();
+    assert_eq!(chain(&error), format!("{}/a/b:other: not found", process.address));
+}
+
+#[tokio::test]
+async fn a_push_by_digest_leaves_the_tag_alone() {
+    let Some(process) = Process::start(|_| String::new()) else { return };
+    let registry = Registry::new(config());
+    let access = Access::anonymous();
+    let store = MemoryStore::new();
+    let root = sample(&store).await;
+    let tagged = process.reference("a/b:t");
+    let options = PushOptions::default().by_digest(true);
+    registry.push(&tagged, &root, &store, options, access).await.unwrap();
+    let error = registry.resolve(&tagged, access).await.unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    registry.resolve(&tagged.without_object().with_digest(root.digest), access).await.unwrap();
+}
+
+#[tokio::test]
+async fn blobs_of_another_repository_are_mounted() {
+    let Some(process) = Process::start(|_| String::new()) else { return };
+    let registry = Registry::new(config());
+    let access = Access::anonymous();
+    let store = MemoryStore::new();
+    let root = sample(&store).await;
+    let first = process.reference("a/first:t");
+    registry.push(&first, &root, &store, PushOptions::default(), access).await.unwrap();
+
+    // Only the documents are here; every other blob must come from the other repository.
+    let origins = store.list().await.unwrap().iter().map(|blob| (blob.digest, vec![first.clone()])).collect();
+    let thin = MemoryStore::new();
+    let bytes = store.get(&root.digest, 1 << 20).await.unwrap();
+    for manifest in Index::parse(&bytes).unwrap().manifests {
+        thin.put(store.get(&manifest.digest, 1 << 20).await.unwrap()).await.unwrap();
+    }
+    thin.put(bytes).await.unwrap();
+    let second = process.reference("a/second:t");
+    let options = PushOptions::default().origins(&origins);
+    registry.push(&second, &root, &thin, options, access).await.unwrap();
+    let pulled = pull_all(&registry, &second, &root, access).await;
+    assert_eq!(pulled.list().await.unwrap(), store.list().await.unwrap());
+}
+
+#[tokio::test]
+async fn ranges_are_served() {
+    let Some(process) = Process::start(|_| String::new()) else { return };
+    let registry = Registry::new(config());
+    let access = Access::anonymous();
+    let store = MemoryStore::new();
+    let root = sample(&store).await;
+    let reference = process.reference("a/b:t");
+    registry.push(&reference, &root, &store, PushOptions::default(), access).await.unwrap();
+    let largest = store.list().await.unwrap().into_iter().max_by_key(|blob| blob.size).unwrap();
+    let descriptor = Descriptor::new(media_type::OCI_LAYER, largest.digest, largest.size);
+    let mut stream = registry.fetch(&reference, &descriptor, largest.size - 10, access).await.unwrap();
+    let mut tail = Vec::new();
+    while let Some(chunk) = stream.next().await.unwrap() {
+        tail.extend_from_slice(&chunk);
+    }
+    let all = store.get(&largest.digest, u64::MAX).await.unwrap();
+    assert_eq!(tail, all[all.len() - 10..]);
+}
+
+#[tokio::test]
+async fn passwords_are_asked_for() {
+    let started = Process::start(|dir| {
+        std::fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
+        format!("auth:\n  htpasswd:\n    realm: kiln\n    path: {}/htpasswd\n", dir.display())
+    });
+    let Some(process) = started else { return };
+    let registry = Registry::new(config());
+    let store = MemoryStore::new();
+    let root = sample(&store).await;
+    let reference = process.reference("a/b:t");
+    let good = FixedCredentials::new("user", "secret");
+    let bad = FixedCredentials::new("user", "wrong");
+    let options = PushOptions::default();
+    registry.push(&reference, &root, &store, options, Access::new(&good)).await.unwrap();
+    registry.resolve(&reference, Access::new(&good)).await.unwrap();
+    for access in [Access::new(&bad), Access::anonymous()] {
+        let error = registry.push(&reference, &root, &store, options, access).await.unwrap_err();
+        assert!(matches!(error, Error::PushDenied { .. }), "{}", chain(&error));
+        let error = registry.resolve(&reference, access).await.unwrap_err();
+        assert!(matches!(error, Error::PullDenied { .. }), "{}", chain(&error));
+    }
+}
