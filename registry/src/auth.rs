@@ -108,70 +108,71 @@ impl Auth {
         access: Access<'_>,
     ) -> Result<()> {
         let holder = holder(purpose, access);
-        for challenge in challenges {
-            match challenge.scheme {
-                AuthScheme::Bearer => {
-                    let asked = Scopes::default().and(challenge.parameter("scope"));
-                    let known = match self.known(purpose, access) {
-                        Some(Answer::Bearer(bearer)) => Some(bearer),
-                        _ => None,
-                    };
-                    let mut extra = asked;
-                    if let Some(bearer) = known {
-                        let had = purpose.scopes.clone().merge(&bearer.extra);
-                        if sent.is_some() && renewed && had.contains(&extra) {
-                            return Err(failed(challenge));
-                        }
-                        if let Some(sent) = sent {
-                            bearer.forget(sent);
-                        }
-                        // Another request may have met the challenge first, and a token by now.
-                        if had.contains(&extra)
-                            && bearer.realm == challenge.parameter("realm")
-                            && bearer.service == challenge.parameter("service")
-                        {
-                            return Ok(());
-                        }
-                        extra = extra.merge(&bearer.extra);
-                    } else if sent.is_some() && renewed {
+        // They are ordered; a host that offers a safer way is not asked the other way.
+        let Some(challenge) = challenges.first() else {
+            return Err(Error::UnsupportedAuth { challenge: purpose.host.to_owned() });
+        };
+        match challenge.scheme {
+            AuthScheme::Bearer => {
+                let asked = Scopes::default().and(challenge.parameter("scope"));
+                let known = match self.known(purpose, access) {
+                    Some(Answer::Bearer(bearer)) => Some(bearer),
+                    _ => None,
+                };
+                let mut extra = asked;
+                if let Some(bearer) = known {
+                    let had = purpose.scopes.clone().merge(&bearer.extra);
+                    if sent.is_some() && renewed && had.contains(&extra) {
                         return Err(failed(challenge));
                     }
-                    // The repository of this request is asked for by this request alone.
-                    let extra = if purpose.scopes.contains(&extra) { Scopes::default() } else { extra };
-                    let authority = self
-                        .lend(purpose.host, access.credentials.token_authority(purpose.host, &self.salt))
-                        .await?;
-                    self.remember(
-                        holder,
-                        Answer::Bearer(Arc::new(Bearer {
-                            realm: challenge.parameter("realm").to_owned(),
-                            service: challenge.parameter("service").to_owned(),
-                            extra,
-                            lender_fetches: authority.is_some(),
-                            tokens: Mutex::default(),
-                        })),
-                    );
-                    return Ok(());
-                }
-                AuthScheme::Basic => {
-                    if sent.is_some() && renewed {
-                        return Err(failed(challenge));
+                    if let Some(sent) = sent {
+                        bearer.forget(sent);
                     }
-                    let credential = self
-                        .lend(purpose.host, access.credentials.credentials(purpose.host))
-                        .await?
-                        .filter(|credential| {
-                            !credential.username.is_empty() && !credential.secret.expose().is_empty()
-                        });
-                    let Some(credential) = credential else {
-                        return Err(Error::NoCredentials { host: purpose.host.to_owned() });
-                    };
-                    self.remember(holder, Answer::Basic(Secret::new(token::basic(&credential))));
-                    return Ok(());
+                    // Another request may have met the challenge first, and a token by now.
+                    if had.contains(&extra)
+                        && bearer.realm == challenge.parameter("realm")
+                        && bearer.service == challenge.parameter("service")
+                    {
+                        return Ok(());
+                    }
+                    extra = extra.merge(&bearer.extra);
+                } else if sent.is_some() && renewed {
+                    return Err(failed(challenge));
                 }
+                // The repository of this request is asked for by this request alone.
+                let extra = if purpose.scopes.contains(&extra) { Scopes::default() } else { extra };
+                let authority = self
+                    .lend(purpose.host, access.credentials.token_authority(purpose.host, &self.salt))
+                    .await?;
+                self.remember(
+                    holder,
+                    Answer::Bearer(Arc::new(Bearer {
+                        realm: challenge.parameter("realm").to_owned(),
+                        service: challenge.parameter("service").to_owned(),
+                        extra,
+                        lender_fetches: authority.is_some(),
+                        tokens: Mutex::default(),
+                    })),
+                );
+                Ok(())
+            }
+            AuthScheme::Basic => {
+                if sent.is_some() && renewed {
+                    return Err(failed(challenge));
+                }
+                let credential = self
+                    .lend(purpose.host, access.credentials.credentials(purpose.host))
+                    .await?
+                    .filter(|credential| {
+                        !credential.username.is_empty() && !credential.secret.expose().is_empty()
+                    });
+                let Some(credential) = credential else {
+                    return Err(Error::NoCredentials { host: purpose.host.to_owned() });
+                };
+                self.remember(holder, Answer::Basic(Secret::new(token::basic(&credential))));
+                Ok(())
             }
         }
-        Err(Error::UnsupportedAuth { challenge: purpose.host.to_owned() })
     }
 
     async fn fetch(

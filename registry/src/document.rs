@@ -16,9 +16,9 @@ pub(crate) const ACCEPT: &str = "application/vnd.docker.distribution.manifest.v2
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     /// One image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// A choice of manifests.
-    Index(Index),
+    Index(Box<Index>),
 }
 
 /// The fields that tell the kinds apart.
@@ -49,9 +49,11 @@ impl Document {
         let outline = Outline::parse(bytes)?;
         let fail = |reason: &dyn std::fmt::Display| Error::InvalidManifest { reason: reason.to_string() };
         if outline.is_index()? {
-            Index::parse(bytes).map(Self::Index).map_err(|e| fail(&with_cause(&e)))
+            Index::parse(bytes).map(|index| Self::Index(Box::new(index))).map_err(|e| fail(&with_cause(&e)))
         } else {
-            Manifest::parse(bytes).map(Self::Manifest).map_err(|e| fail(&with_cause(&e)))
+            Manifest::parse(bytes)
+                .map(|manifest| Self::Manifest(Box::new(manifest)))
+                .map_err(|e| fail(&with_cause(&e)))
         }
     }
 
