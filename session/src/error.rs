@@ -177,9 +177,8 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Call { status } => status.code(),
-            Self::NoSession { .. } | Self::NoSessions => Code::NotFound,
             Self::Unsupported { .. } | Self::NoLocalSources => Code::Unimplemented,
-            Self::Closed { .. } | Self::Interrupted => Code::Canceled,
+            Self::Closed { .. } | Self::Interrupted => Code::Cancelled,
             Self::Timeout { .. } => Code::DeadlineExceeded,
             _ => Code::Unknown,
         }

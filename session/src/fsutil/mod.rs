@@ -4,10 +4,12 @@
 //! touch the disk through a [`kiln_rootdir::Root`] only. Follows tonistiigi/fsutil (send.go, receive.go).
 
 mod compare;
+mod content;
 mod disk;
 mod follow;
 mod message;
 mod order;
+mod plan;
 mod receiver;
 mod sender;
 mod stat;
@@ -17,7 +19,7 @@ mod walk;
 pub use crate::fsutil::message::Message;
 pub use crate::fsutil::order::{Order, compare_paths};
 pub use crate::fsutil::receiver::{
-    Change, ChangeKind, Differ, Limits, Owner, Progress, ReceiveOptions, Stats, receive,
+    Change, ChangeKind, Differ, Limits, OnChange, OnProgress, Progress, ReceiveOptions, Seed, Stats, receive,
 };
 pub use crate::fsutil::sender::send;
 pub use crate::fsutil::stat::{GoMode, Stat};

@@ -26,11 +26,7 @@ const CHUNK: u64 = 128 * 1024;
 ///
 /// # Cancel safety
 /// Dropping the future stops the transfer; blocking parts end at their next packet.
-pub async fn send<S>(
-    tree: Arc<dyn Tree>,
-    incoming: S,
-    outgoing: mpsc::Sender<Message>,
-) -> Result<()>
+pub async fn send<S>(tree: Arc<dyn Tree>, incoming: S, outgoing: mpsc::Sender<Message>) -> Result<()>
 where
     S: Stream<Item = Result<Message>> + Unpin + Send,
 {
@@ -44,11 +40,7 @@ where
     outcome
 }
 
-async fn exchange<S>(
-    tree: Arc<dyn Tree>,
-    mut incoming: S,
-    outgoing: &mpsc::Sender<Message>,
-) -> Result<()>
+async fn exchange<S>(tree: Arc<dyn Tree>, mut incoming: S, outgoing: &mpsc::Sender<Message>) -> Result<()>
 where
     S: Stream<Item = Result<Message>> + Unpin + Send,
 {
@@ -125,9 +117,8 @@ impl Shared {
     fn request(&self, id: u32) -> Result<()> {
         let mut state = self.0.lock();
         let entry = usize::try_from(id).ok().and_then(|index| state.listed.get_mut(index));
-        let path = entry
-            .and_then(Option::take)
-            .ok_or_else(|| Error::protocol(format!("invalid file id {id}")))?;
+        let path =
+            entry.and_then(Option::take).ok_or_else(|| Error::protocol(format!("invalid file id {id}")))?;
         state.requested.push_back((id, path));
         drop(state);
         self.0.changed.notify_one();

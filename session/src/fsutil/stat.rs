@@ -27,8 +27,13 @@ impl GoMode {
     pub const STICKY: u32 = 1 << 20;
     /// A file of unknown kind.
     pub const IRREGULAR: u32 = 1 << 19;
-    const TYPE: u32 =
-        Self::DIR | Self::SYMLINK | Self::DEVICE | Self::FIFO | Self::SOCKET | Self::CHAR_DEVICE | Self::IRREGULAR;
+    const TYPE: u32 = Self::DIR
+        | Self::SYMLINK
+        | Self::DEVICE
+        | Self::FIFO
+        | Self::SOCKET
+        | Self::CHAR_DEVICE
+        | Self::IRREGULAR;
 
     /// Makes a mode of a kind and the low 12 bits of a POSIX mode.
     pub fn new(kind: Kind, posix: u32) -> Self {

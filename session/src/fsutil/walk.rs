@@ -72,8 +72,11 @@ fn filter(root: &Root, options: &WalkOptions) -> Result<Filter> {
     }
     check_patterns("include", &include)?;
     check_patterns("exclude", &options.exclude)?;
-    Filter::new(&include, &options.exclude)
-        .map_err(|source| Error::Pattern { list: "include", patterns: String::new(), source })
+    Filter::new(&include, &options.exclude).map_err(|source| Error::Pattern {
+        list: "include",
+        patterns: String::new(),
+        source,
+    })
 }
 
 fn check_patterns(list: &'static str, patterns: &[String]) -> Result<()> {

@@ -1,0 +1,98 @@
+//! Lending a session to work that may outlive it.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::sessions::{APPEAR_TIMEOUT, Session, Sessions};
+
+/// Who waits for a piece of work.
+///
+/// 1. `sessions` gives the session ids of those who wait now, the preferred one first.
+/// 2. It may answer differently each time: waiters join and leave.
+pub trait Waiters: fmt::Debug + Send + Sync + 'static {
+    /// The session ids of those who wait now.
+    fn sessions(&self) -> Vec<String>;
+}
+
+/// Waiters that do not change.
+#[derive(Clone, Debug, Default)]
+pub struct FixedWaiters(pub Vec<String>);
+
+impl Waiters for FixedWaiters {
+    fn sessions(&self) -> Vec<String> {
+        self.0.clone()
+    }
+}
+
+/// Finds a session of someone who waits, anew for each use. Nothing keeps a session.
+#[derive(Clone, Debug)]
+pub struct Lender {
+    sessions: Sessions,
+    waiters: Arc<dyn Waiters>,
+}
+
+impl Lender {
+    /// Lends sessions of `waiters`.
+    pub fn new(sessions: Sessions, waiters: Arc<dyn Waiters>) -> Self {
+        Self { sessions, waiters }
+    }
+
+    /// Where the sessions come from.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// The session ids of those who wait now, the preferred one first.
+    pub fn ids(&self) -> Vec<String> {
+        self.waiters.sessions()
+    }
+
+    /// Tries `work` with the session of each waiter in turn, waiting up to five seconds for each to appear, until
+    /// it succeeds. A waiter who joins meanwhile, say because the one in use died, is tried too.
+    ///
+    /// # Errors
+    /// The last error; [`Error::NoSessions`] if nobody waits.
+    pub async fn any<T, E, F, Fut>(&self, work: F) -> Result<T, E>
+    where
+        F: FnMut(Session) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        E: From<Error>,
+    {
+        self.any_preferring(None, work).await
+    }
+
+    /// As [`any`](Self::any), with one session tried before the waiters'.
+    ///
+    /// # Errors
+    /// As [`any`](Self::any).
+    pub async fn any_preferring<T, E, F, Fut>(&self, first: Option<&str>, mut work: F) -> Result<T, E>
+    where
+        F: FnMut(Session) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        E: From<Error>,
+    {
+        let mut tried = HashSet::new();
+        let mut last = None;
+        let mut next = first.map(str::to_owned);
+        loop {
+            let id = match next.take() {
+                Some(id) => Some(id),
+                None => self.waiters.sessions().into_iter().find(|id| !id.is_empty() && !tried.contains(id)),
+            };
+            let Some(id) = id else { break };
+            let outcome = match self.sessions.get(&id, APPEAR_TIMEOUT).await {
+                Ok(session) => work(session).await,
+                Err(error) => Err(error.into()),
+            };
+            match outcome {
+                Ok(done) => return Ok(done),
+                Err(error) => last = Some(error),
+            }
+            tried.insert(id);
+        }
+        Err(last.unwrap_or_else(|| Error::NoSessions.into()))
+    }
+}
