@@ -1,8 +1,10 @@
 //! Messages and services of the BuildKit wire protocols.
 //!
-//! Generated from `proto/`, client and server both, and nothing else: what the messages mean is decided by
+//! Generated from `proto/`, client and server both, with the JSON form of [`errdetails`]: what the messages mean is decided by
 //! the crates that speak them. The messages of the graph itself are [`kiln_llb::pb`].
 #![forbid(unsafe_code)]
+
+pub mod errdetails;
 
 mod packages {
     #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, reason = "generated")]
