@@ -10,6 +10,9 @@
 //!
 //! This crate knows nothing of registries, snapshotters or caches.
 #![forbid(unsafe_code)]
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod codec;
 mod compression;
