@@ -18,7 +18,7 @@ pub fn pretty<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
 /// Rewrites what Go escapes and `serde_json` does not. These characters stand only inside strings.
 fn escape(json: Vec<u8>) -> Vec<u8> {
     let special = |byte: &u8| matches!(byte, b'<' | b'>' | b'&' | 0xe2 | b'\\' | 0x7f);
-    if !json.iter().any(|byte| special(byte)) {
+    if !json.iter().any(special) {
         return json;
     }
     let mut out = Vec::with_capacity(json.len() + 64);

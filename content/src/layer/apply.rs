@@ -271,9 +271,11 @@ impl Unpack {
             }
             let Err(error) = self.root.set_xattr(path, OsStr::from_bytes(name), value) else { continue };
             // Only files and directories can have `user.` attributes.
-            let refused = error.kind() == io::ErrorKind::PermissionDenied && name.starts_with(b"user.");
+            let refused = error.kind() == io::ErrorKind::PermissionDenied
+                && name.starts_with(b"user.")
+                && !matches!(header.kind, EntryType::FILE | EntryType::DIR);
             let unsupported = error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error());
-            if !unsupported && !(refused && !matches!(header.kind, EntryType::FILE | EntryType::DIR)) {
+            if !unsupported && !refused {
                 return Err(error.into());
             }
             tracing::debug!(path = %path.display(), %error, "attribute ignored in layer");
