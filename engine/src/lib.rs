@@ -2,3 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod fileop;
+pub mod keys;
+pub mod load;

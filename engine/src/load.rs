@@ -1,0 +1,330 @@
+//! Loading of definitions: what a client sent becomes a graph that can be solved.
+//!
+//! Every Op is brought into canonical form, source identifiers into theirs, policy is applied, and the
+//! digests of all vertices are computed anew from the bottom up. Only what the wanted edge needs is then
+//! validated. Nothing here recurses on the depth of the graph, and memory is linear in its size.
+
+mod entitlements;
+mod error;
+mod identifier;
+mod names;
+mod options;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use kiln_digest::{Digest, Hasher};
+use kiln_llb::pb::op::Op as Kind;
+use kiln_llb::{RawOp, VertexDigest, pb};
+use prost::Message as _;
+
+pub use crate::load::entitlements::{Entitlements, GrantedEntitlements};
+pub use crate::load::error::LoadError;
+pub use crate::load::identifier::canonical_identifier;
+pub(crate) use crate::load::identifier::clean as clean_path;
+pub use crate::load::options::{LoadOptions, PolicyError, SourcePolicy};
+
+/// More vertices than any real build has; a 16 MiB message could hold about twice as many.
+const MAX_VERTICES: usize = 100_000;
+
+/// How many policy evaluations run at once.
+const POLICY_CONCURRENCY: usize = 16;
+
+/// Appended to the bytes of an exec op that runs behind the proxy network, before hashing.
+const PROXY_NETWORK_MARK: &[u8] = b"\0buildkit.proxy-network.v0";
+
+/// A graph that is ready to be solved.
+#[derive(Clone, Debug)]
+pub struct LoadedGraph {
+    /// Every vertex the wanted edge needs, inputs before their users.
+    pub vertices: Vec<LoadedVertex>,
+    /// The wanted edge.
+    pub edge: Edge,
+    /// Ids of cache mounts to prune before use; true for a mount on top of an input.
+    pub pruned_cache_ids: BTreeMap<String, bool>,
+}
+
+/// One output of a vertex of the same graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Edge {
+    /// Position in [`LoadedGraph::vertices`].
+    pub vertex: usize,
+    /// Which output.
+    pub output: u64,
+}
+
+/// A validated vertex.
+#[derive(Clone, Debug)]
+pub struct LoadedVertex {
+    /// Digest after loading; what status, errors and source maps refer to.
+    pub digest: VertexDigest,
+    /// Digest of the bytes as they were sent.
+    pub sent: VertexDigest,
+    /// What progress shows: the custom name, or one made from the op.
+    pub name: String,
+    /// The op, with its platform filled in and normal.
+    pub op: Arc<pb::Op>,
+    /// Edges it consumes, in the op's order.
+    pub inputs: Vec<Edge>,
+    /// Cached results are not looked up.
+    pub ignore_cache: bool,
+    /// `Some(false)` keeps the result out of cache exports.
+    pub export_cache: Option<bool>,
+    /// Free-form annotations.
+    pub description: BTreeMap<String, String>,
+    /// Group in progress displays.
+    pub progress_group: Option<pb::ProgressGroup>,
+    /// Limits for the process, exec ops only.
+    pub linux_resources: Option<pb::LinuxResources>,
+    /// The process runs behind the proxy network.
+    pub proxy_network: bool,
+}
+
+impl LoadedGraph {
+    /// Returns the vertex of the wanted edge.
+    pub fn target(&self) -> Option<&LoadedVertex> {
+        self.vertices.get(self.edge.vertex)
+    }
+}
+
+/// An op on its way from sent to loaded.
+struct Draft<'a> {
+    sent: VertexDigest,
+    bytes: &'a [u8],
+    op: pb::Op,
+    metadata: Option<&'a pb::OpMetadata>,
+    proxy_network: bool,
+}
+
+/// Loads `definition`.
+///
+/// # Errors
+/// [`LoadError`], with the texts of the reference where clients know them.
+///
+/// # Cancel safety
+/// Changes nothing; dropping the future only drops policy evaluations under way.
+pub async fn load(definition: &pb::Definition, options: &LoadOptions<'_>) -> Result<LoadedGraph, LoadError> {
+    if definition.def.is_empty() {
+        return Err(LoadError::Empty);
+    }
+    if definition.def.len() > MAX_VERTICES {
+        return Err(LoadError::TooManyVertices(definition.def.len()));
+    }
+    let (mut drafts, by_sent) = decode(definition)?;
+    let last = definition.def.last().map(|bytes| VertexDigest::of(bytes));
+    for draft in &mut drafts {
+        draft.proxy_network = options.proxy_network && goes_through_proxy(&draft.op)?;
+    }
+    evaluate_sources(&mut drafts, options).await?;
+
+    let digests = recompute_digests(&mut drafts, &by_sent)?;
+    // Different bytes may turn out to be the same vertex; the one sent last stands for both.
+    let by_digest: HashMap<VertexDigest, usize> = digests.iter().copied().zip(0..).collect();
+    if by_digest.len() < 2 {
+        return Err(LoadError::TooFewVertices(by_digest.len()));
+    }
+    let head = last.and_then(|last| by_sent.get(&last)).and_then(|&i| drafts.get(i));
+    let head = head.and_then(|draft| draft.op.inputs.first()).ok_or(LoadError::NoRequestedEdge)?.clone();
+    assemble(drafts, &by_digest, &head, options)
+}
+
+fn decode(definition: &pb::Definition) -> Result<(Vec<Draft<'_>>, HashMap<VertexDigest, usize>), LoadError> {
+    let mut drafts = Vec::with_capacity(definition.def.len());
+    let mut by_sent = HashMap::with_capacity(definition.def.len());
+    for bytes in &definition.def {
+        // The wire-level decoder goes first because its errors read like the reference's.
+        RawOp::decode(bytes).map_err(LoadError::Parse)?;
+        let op = pb::Op::decode(bytes.as_slice()).map_err(|e| LoadError::Parse(e.into()))?;
+        for (position, input) in op.inputs.iter().enumerate() {
+            if input.index < 0 {
+                return Err(LoadError::NegativeOutput { position, output: input.index });
+            }
+        }
+        let sent = VertexDigest::of(bytes);
+        by_sent.entry(sent).or_insert_with(|| {
+            let metadata = definition.metadata.get(&sent.to_string());
+            drafts.push(Draft { sent, bytes, op, metadata, proxy_network: false });
+            drafts.len() - 1
+        });
+    }
+    Ok((drafts, by_sent))
+}
+
+fn goes_through_proxy(op: &pb::Op) -> Result<bool, LoadError> {
+    let Some(Kind::Exec(exec)) = &op.op else { return Ok(false) };
+    match pb::NetMode::try_from(exec.network) {
+        Ok(pb::NetMode::Unset | pb::NetMode::Host) => Ok(true),
+        Ok(pb::NetMode::None) => Ok(false),
+        Err(_) => Err(LoadError::ProxyNetworkMode(exec.network)),
+    }
+}
+
+async fn evaluate_sources(drafts: &mut [Draft<'_>], options: &LoadOptions<'_>) -> Result<(), LoadError> {
+    let evaluations = drafts.iter_mut().filter_map(|draft| {
+        let platform = draft.op.platform.as_ref();
+        match &mut draft.op.op {
+            Some(Kind::Source(source)) => Some((source, platform)),
+            _ => None,
+        }
+    });
+    futures::stream::iter(evaluations)
+        .map(Ok::<_, LoadError>)
+        .try_for_each_concurrent(POLICY_CONCURRENCY, |(source, platform)| async move {
+            if let Some(identifier) = canonical_identifier(source) {
+                source.identifier = identifier;
+            }
+            if let Some(policy) = options.policy {
+                policy.evaluate(source, platform).await.map_err(LoadError::Policy)?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Computes the digest of every draft, inputs first, and rewrites the inputs of the typed ops.
+fn recompute_digests(
+    drafts: &mut [Draft<'_>],
+    by_sent: &HashMap<VertexDigest, usize>,
+) -> Result<Vec<VertexDigest>, LoadError> {
+    let mut done: Vec<Option<VertexDigest>> = vec![None; drafts.len()];
+    for start in 0..drafts.len() {
+        let mut stack = vec![start];
+        while let Some(&at) = stack.last() {
+            if done.get(at).copied().flatten().is_some() {
+                stack.pop();
+                continue;
+            }
+            let Some(draft) = drafts.get_mut(at) else { break };
+            let mut inputs = Vec::with_capacity(draft.op.inputs.len());
+            let mut waiting = None;
+            for input in &draft.op.inputs {
+                let missing = || LoadError::MissingInput(input.digest.clone());
+                let sent: VertexDigest = input.digest.parse().map_err(|_| missing())?;
+                let position = *by_sent.get(&sent).ok_or_else(missing)?;
+                match done.get(position).copied().flatten() {
+                    Some(digest) => inputs.push(digest.to_string()),
+                    None => {
+                        waiting = Some(position);
+                        break;
+                    }
+                }
+            }
+            if let Some(position) = waiting {
+                // An op's digest covers its inputs' digests, so a circle cannot be written down.
+                stack.push(position);
+                continue;
+            }
+            let digest = finish(draft, inputs)?;
+            if let Some(slot) = done.get_mut(at) {
+                *slot = Some(digest);
+            }
+            stack.pop();
+        }
+    }
+    Ok(done.into_iter().flatten().collect())
+}
+
+fn finish(draft: &mut Draft<'_>, inputs: Vec<String>) -> Result<VertexDigest, LoadError> {
+    let mut raw = RawOp::decode(draft.bytes).map_err(LoadError::Parse)?;
+    for (input, digest) in draft.op.inputs.iter_mut().zip(&inputs) {
+        input.digest.clone_from(digest);
+    }
+    raw.set_input_digests(inputs).map_err(LoadError::Parse)?;
+    if let Some(Kind::Source(source)) = &draft.op.op {
+        raw.set_source(source.identifier.clone(), &source.attrs).map_err(LoadError::Parse)?;
+    }
+    let bytes = raw.encode().map_err(LoadError::Parse)?;
+    if !draft.proxy_network {
+        return Ok(VertexDigest::of(&bytes));
+    }
+    let mut hasher = Hasher::new();
+    hasher.update(&bytes);
+    hasher.update(PROXY_NETWORK_MARK);
+    Ok(VertexDigest::from(hasher.finish()))
+}
+
+/// Walks from the wanted edge, validating on the way down and naming on the way up.
+fn assemble(
+    drafts: Vec<Draft<'_>>,
+    by_digest: &HashMap<VertexDigest, usize>,
+    head: &pb::Input,
+    options: &LoadOptions<'_>,
+) -> Result<LoadedGraph, LoadError> {
+    enum Step {
+        Enter(usize),
+        Leave(usize),
+    }
+    let find = |digest: &str| {
+        let missing = || LoadError::MissingInput(digest.to_owned());
+        let parsed: Digest = digest.parse().map_err(|_| missing())?;
+        by_digest.get(&VertexDigest::from(parsed)).copied().ok_or_else(missing)
+    };
+    let digest_of: HashMap<usize, VertexDigest> = by_digest.iter().map(|(d, &i)| (i, *d)).collect();
+    let mut drafts: Vec<Option<Draft<'_>>> = drafts.into_iter().map(Some).collect();
+    let mut entered = vec![false; drafts.len()];
+    let mut placed: HashMap<usize, usize> = HashMap::new();
+    let mut vertices: Vec<LoadedVertex> = Vec::new();
+    let mut pruned_cache_ids = BTreeMap::new();
+    let mut default_platform = None;
+    let root = find(&head.digest)?;
+    let mut stack = vec![Step::Enter(root)];
+    while let Some(step) = stack.pop() {
+        match step {
+            Step::Enter(at) => {
+                if entered.get(at).copied().unwrap_or(true) {
+                    continue;
+                }
+                if let Some(seen) = entered.get_mut(at) {
+                    *seen = true;
+                }
+                let Some(draft) = drafts.get_mut(at).and_then(Option::as_mut) else { continue };
+                validate::op(&draft.op)?;
+                options::apply(draft, options, &mut default_platform, &mut pruned_cache_ids)?;
+                names::check(&draft.op)?;
+                stack.push(Step::Leave(at));
+                let inputs: Vec<usize> =
+                    draft.op.inputs.iter().map(|input| find(&input.digest)).collect::<Result<_, _>>()?;
+                stack.extend(inputs.into_iter().rev().map(Step::Enter));
+            }
+            Step::Leave(at) => {
+                let (Some(draft), Some(&digest)) =
+                    (drafts.get_mut(at).and_then(Option::take), digest_of.get(&at))
+                else {
+                    continue;
+                };
+                let mut inputs = Vec::with_capacity(draft.op.inputs.len());
+                for input in &draft.op.inputs {
+                    let missing = || LoadError::MissingInput(input.digest.clone());
+                    let vertex = *placed.get(&find(&input.digest)?).ok_or_else(missing)?;
+                    inputs.push(Edge { vertex, output: input.index.cast_unsigned() });
+                }
+                let metadata = draft.metadata;
+                let description = metadata.map(|m| m.description.clone()).unwrap_or_default();
+                let name = description.get("llb.customname").cloned();
+                let name = name.unwrap_or_else(|| names::of(&draft.op, &inputs, &vertices));
+                let is_exec = matches!(draft.op.op, Some(Kind::Exec(_)));
+                placed.insert(at, vertices.len());
+                vertices.push(LoadedVertex {
+                    digest,
+                    sent: draft.sent,
+                    name,
+                    op: Arc::new(draft.op),
+                    inputs,
+                    ignore_cache: metadata.is_some_and(|m| m.ignore_cache),
+                    export_cache: metadata.and_then(|m| m.export_cache).map(|e| e.value),
+                    description,
+                    progress_group: metadata.and_then(|m| m.progress_group.clone()),
+                    linux_resources: metadata.and_then(|m| m.linux_resources.clone()).filter(|_| is_exec),
+                    proxy_network: draft.proxy_network,
+                });
+            }
+        }
+    }
+    let vertex = *placed.get(&root).ok_or_else(|| LoadError::MissingInput(head.digest.clone()))?;
+    let edge = Edge { vertex, output: head.index.cast_unsigned() };
+    Ok(LoadedGraph { vertices, edge, pruned_cache_ids })
+}

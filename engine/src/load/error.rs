@@ -1,0 +1,52 @@
+//! Why a definition cannot be loaded.
+
+use kiln_llb::caps::Unsupported;
+
+use crate::load::PolicyError;
+
+/// Why a definition cannot be loaded. Clients get it as `failed to load LLB: <text>`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// There are no ops.
+    #[error("invalid empty definition")]
+    Empty,
+    /// There are more ops than is sensible.
+    #[error("invalid definition with {0} vertexes")]
+    TooManyVertices(usize),
+    /// An entry is not an Op.
+    #[error("failed to parse llb proto op")]
+    Parse(#[source] kiln_llb::Error),
+    /// An input asks for an output below zero.
+    #[error("invalid input {position} output index {output}")]
+    NegativeOutput {
+        /// Position among the op's inputs.
+        position: usize,
+        /// What was asked for.
+        output: i64,
+    },
+    /// An exec op has a network mode that the proxy network does not know.
+    #[error("network mode {0} is not allowed when proxy network is enabled")]
+    ProxyNetworkMode(i32),
+    /// A source is denied, or could not be judged.
+    #[error("error evaluating the source policy")]
+    Policy(#[source] PolicyError),
+    /// An input is not in the definition.
+    #[error("invalid missing input digest {0}")]
+    MissingInput(String),
+    /// There is nothing besides the final vertex.
+    #[error("invalid LLB with {0} vertexes")]
+    TooFewVertices(usize),
+    /// The final vertex asks for nothing.
+    #[error("invalid LLB with no inputs on last vertex")]
+    NoRequestedEdge,
+    /// An op lacks something it cannot do without.
+    #[error("{0}")]
+    InvalidOp(String),
+    /// A vertex needs something that was not granted.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// A vertex needs something that this daemon cannot do.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+}
