@@ -6,13 +6,28 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod etc_files;
+mod network;
+pub mod oci;
 mod port;
 mod process;
+mod resolv_conf;
+mod seccomp;
+pub mod spec;
 mod step_mount;
+mod stubs;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod users;
 
 pub use crate::error::{Error, Result};
+pub use crate::etc_files::EtcFiles;
+pub use crate::network::{Network, NetworkLease, NetworkNamespace, Networks, WorkerNetwork};
 pub use crate::port::{ContainerId, Executor, Exit, Output, ProcessIo, Started, WindowSize};
 pub use crate::process::{
     DEFAULT_HOSTNAME, DEFAULT_PATH, LinuxResources, NetworkMode, ProcessSpec, SecurityMode, Ulimit,
 };
+pub use crate::resolv_conf::DnsConfig;
 pub use crate::step_mount::{MountKind, StepMount};
+pub use crate::stubs::MountStubs;
+pub use crate::users::find_user;

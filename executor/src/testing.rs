@@ -1,0 +1,3 @@
+//! For tests of executors: the conformance suite.
+
+pub mod conformance;

@@ -1,0 +1,88 @@
+//! The conformance suite of executors, with each runtime that is installed. Needs root.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_executor::testing::conformance::{Step, Suite};
+use kiln_executor::Error;
+use kiln_worker_runc::{RuncExecutor, RuncOptions};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runc() {
+    check("runc").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crun() {
+    check("crun").await;
+}
+
+async fn check(binary: &str) {
+    let Some(busybox) = find("busybox") else { return skip("busybox is not installed") };
+    if find(binary).is_none() {
+        return skip(&format!("{binary} is not installed"));
+    }
+    if !is_root() {
+        return skip("not root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("executor");
+    let mut options = RuncOptions::new(&root);
+    options.binary = Some(binary.to_owned());
+    let executor = RuncExecutor::open(options.clone()).unwrap();
+    let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
+    suite.check_all().await;
+    executor.close().await;
+    let left: Vec<PathBuf> = std::fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir() && !path.ends_with("run-state"))
+        .collect();
+    assert_eq!(left, Vec::<PathBuf>::new(), "bundles are left");
+    assert_eq!(std::fs::read_dir(root.join("run-state")).unwrap().count(), 0, "state is left");
+    let closed = suite.run(Step::shell("true")).await;
+    assert!(matches!(closed.exit, Err(Error::Cancelled)), "{closed:?}");
+}
+
+#[test]
+fn a_missing_runtime_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = RuncOptions::new(dir.path());
+    options.binary = Some("no-such-runtime".to_owned());
+    let error = RuncExecutor::open(options).unwrap_err();
+    assert_eq!(error.to_string(), "failed to find no-such-runtime binary");
+}
+
+#[tokio::test]
+async fn a_broken_runtime_is_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Some(busybox) = find("busybox").filter(|_| is_root()) else { return skip("not root, or no busybox") };
+    let dir = tempfile::tempdir().unwrap();
+    let binary = dir.path().join("broken");
+    std::fs::write(&binary, "#!/bin/sh\necho it is broken >&2\nexit 3\n").unwrap();
+    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut options = RuncOptions::new(dir.path().join("executor"));
+    options.binary = Some(binary.to_str().unwrap().to_owned());
+    let suite = Suite::new(Arc::new(RuncExecutor::open(options).unwrap()), dir.path(), &busybox);
+    let error = suite.run(Step::shell("true")).await.exit.unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(
+        matches!(error, Error::RuntimeMissing { .. }) && source.contains("it is broken"),
+        "{error}: {source}"
+    );
+}
+
+fn find(binary: &str) -> Option<PathBuf> {
+    let dirs = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    dirs.iter().map(|dir| Path::new(dir).join(binary)).find(|path| path.exists())
+}
+
+fn is_root() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nUid:\t0\t0\t"))
+}
+
+/// Says what is not tested; on CI, which promises everything, that is a failure.
+fn skip(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "on CI nothing is skipped: {why}");
+    println!("skipped: {why}");
+}
