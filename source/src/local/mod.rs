@@ -1,0 +1,5 @@
+//! Directories of a client.
+
+mod request;
+
+pub use self::request::{Differ, LocalRequest};
