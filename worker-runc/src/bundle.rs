@@ -28,7 +28,6 @@ pub(crate) struct Request {
     pub(crate) root: StepMount,
     pub(crate) mounts: Vec<StepMount>,
     pub(crate) process: ProcessSpec,
-    pub(crate) network: NetworkNamespace,
     /// The name of the file for the number of the first process.
     pub(crate) pid_name: String,
 }
@@ -36,15 +35,27 @@ pub(crate) struct Request {
 impl Bundle {
     /// Makes the bundle in `dir`, which must not be there. What was made until an error is taken away again.
     /// Blocks.
-    pub(crate) fn make(dir: &Path, request: Request, etc: &EtcFiles, machine: &Machine) -> Result<Self> {
+    pub(crate) fn make(
+        dir: &Path,
+        request: Request,
+        network: NetworkNamespace,
+        etc: &EtcFiles,
+        machine: &Machine,
+    ) -> Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
         let made = std::fs::DirBuilder::new().mode(0o711).create(dir);
         made.map_err(|source| Error::io("make directory", dir, source))?;
-        Self::fill(dir, request, etc, machine).inspect_err(|_| remove_dir(dir))
+        Self::fill(dir, request, network, etc, machine).inspect_err(|_| remove_dir(dir))
     }
 
-    fn fill(dir: &Path, request: Request, etc: &EtcFiles, machine: &Machine) -> Result<Self> {
-        let Request { id, root: root_mount, mounts: asked, mut process, network, pid_name } = request;
+    fn fill(
+        dir: &Path,
+        request: Request,
+        network: NetworkNamespace,
+        etc: &EtcFiles,
+        machine: &Machine,
+    ) -> Result<Self> {
+        let Request { id, root: root_mount, mounts: asked, mut process, pid_name } = request;
         process.read_only_root |= root_mount.read_only;
         let rootfs = dir.join("rootfs");
         let mut mounts = HostMounts::default();

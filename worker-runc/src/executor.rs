@@ -112,18 +112,15 @@ impl Executor for RuncExecutor {
         started: Option<Started>,
         cancel: CancellationToken,
     ) -> Result<Exit> {
-        let lease = self.inner.networks.lease(process.network, process.hostname.as_deref()).await?;
-        let network = lease.namespace().clone();
+        // First of all, so that an `exec` that comes next waits for it.
+        self.inner.registry.enter(id)?;
         let pid_name = self.inner.watcher.pid_name().to_owned();
-        let request = Request { id: id.clone(), root, mounts, process, network, pid_name };
+        let request = Request { id: id.clone(), root, mounts, process, pid_name };
         // The container has an owner of its own, so that it is ended in good order when this future is dropped.
         let left = CancellationToken::new();
         let _leave = left.clone().drop_guard();
         let inner = self.inner.clone();
-        let task = self.inner.tasks.spawn(async move {
-            let _lease = lease;
-            inner.run(request, io, started, [cancel, left]).await
-        });
+        let task = self.inner.tasks.spawn(inner.run(request, io, started, [cancel, left]));
         task.await.map_err(|_| Error::Interrupted)?
     }
 

@@ -39,11 +39,7 @@ impl Inner {
         started: Option<Started>,
         cancels: [CancellationToken; 2],
     ) -> Result<Exit> {
-        if request.process.tty {
-            return Err(Error::InvalidSpec { reason: "a terminal is not available yet".to_owned() });
-        }
         let id = request.id.clone();
-        self.registry.enter(&id)?;
         let outcome = self.run_entered(request, io, started, cancels).await;
         let state = if outcome.is_ok() { State::Stopped } else { State::Failed };
         self.registry.set(&id, state);
@@ -57,12 +53,18 @@ impl Inner {
         started: Option<Started>,
         cancels: [CancellationToken; 2],
     ) -> Result<Exit> {
+        if request.process.tty {
+            return Err(Error::InvalidSpec { reason: "a terminal is not available yet".to_owned() });
+        }
+        let process = &request.process;
+        let lease = self.networks.lease(process.network, process.hostname.as_deref()).await?;
+        let network = lease.namespace().clone();
         let id = request.id.clone();
         let dir = self.root.join(id.as_str());
         let keeps = self.runtime.keeps().await?;
         self.watcher.start();
         let (inner, bundle_dir) = (self.clone(), dir.clone());
-        let making = move || Bundle::make(&bundle_dir, request, &inner.etc, &inner.machine);
+        let making = move || Bundle::make(&bundle_dir, request, network, &inner.etc, &inner.machine);
         let bundle = blocking(making).await??;
         let groups = ContainerGroups::new(&self.hierarchies, bundle.spec().linux.cgroups_path.as_deref());
         let container = Container { inner: self, id: &id, bundle: &bundle, groups: &groups, keeps };

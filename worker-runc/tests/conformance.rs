@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_executor::testing::conformance::{Step, Suite};
 use kiln_executor::Error;
+use kiln_executor::testing::conformance::{Step, Suite};
 use kiln_worker_runc::{RuncExecutor, RuncOptions};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
