@@ -1,0 +1,105 @@
+use kiln_cache::NoProvider;
+
+use crate::support::{Fixture, files, options};
+
+#[tokio::test]
+async fn a_chain_shows_all_its_layers() {
+    let fixture = Fixture::new().await;
+    let base = fixture.layer(None, "a", "1").await;
+    let top = fixture.layer(Some(&base), "b", "2").await;
+    assert_eq!(format!("{:?}", files(&top).await), r#"{"a": "1", "b": "2"}"#);
+    assert_eq!(top.layers().len(), 2);
+    assert_eq!(format!("{:?}", files(&base).await), r#"{"a": "1"}"#);
+}
+
+#[tokio::test]
+async fn what_nobody_saved_goes_with_its_last_ref() {
+    let fixture = Fixture::new().await;
+    let base = fixture.layer(None, "a", "1").await;
+    let top = fixture.layer(Some(&base), "b", "2").await;
+    let (base_id, top_id) = (base.id().clone(), top.id().clone());
+    drop(base);
+    assert!(fixture.cache.get(&base_id).await.unwrap().is_some(), "held by its child");
+    drop(top);
+    assert!(fixture.cache.get(&base_id).await.unwrap().is_none());
+    let fixture = fixture.reopen().await;
+    assert!(fixture.cache.get(&top_id).await.unwrap().is_none());
+    assert_eq!(fixture.snapshot_count().await, 0);
+}
+
+#[tokio::test]
+async fn what_was_finalized_is_there_after_a_restart() {
+    let fixture = Fixture::new().await;
+    let base = fixture.layer(None, "a", "1").await;
+    let top = fixture.layer(Some(&base), "b", "2").await;
+    top.finalize().await.unwrap();
+    let id = top.id().clone();
+    drop((base, top));
+    let fixture = fixture.reopen().await;
+    let top = fixture.cache.get(&id).await.unwrap().unwrap();
+    assert_eq!(top.description(), "writes b");
+    assert_eq!(format!("{:?}", files(&top).await), r#"{"a": "1", "b": "2"}"#);
+}
+
+#[tokio::test]
+async fn merging_stacks_and_a_repeated_layer_counts_once_at_the_top() {
+    let fixture = Fixture::new().await;
+    let base = fixture.layer(None, "x", "base").await;
+    let left = fixture.layer(Some(&base), "x", "left").await;
+    let right = fixture.layer(Some(&base), "y", "right").await;
+    let merged =
+        fixture.cache.merge(&[left.clone(), right.clone()], options("merge")).await.unwrap().unwrap();
+    assert_eq!(merged.layers().len(), 3);
+    // The base of the second input lies above the change of the first.
+    assert_eq!(format!("{:?}", files(&merged).await), r#"{"x": "base", "y": "right"}"#);
+    let child = fixture.layer(Some(&merged), "z", "child").await;
+    child.finalize().await.unwrap();
+    let id = child.id().clone();
+    drop((base, left, right, merged, child));
+    let fixture = fixture.reopen().await;
+    let child = fixture.cache.get(&id).await.unwrap().unwrap();
+    assert_eq!(format!("{:?}", files(&child).await), r#"{"x": "base", "y": "right", "z": "child"}"#);
+}
+
+#[tokio::test]
+async fn a_difference_is_what_was_built_on_top() {
+    let fixture = Fixture::new().await;
+    let base = fixture.layer(None, "a", "1").await;
+    let middle = fixture.layer(Some(&base), "b", "2").await;
+    let top = fixture.layer(Some(&middle), "c", "3").await;
+    let other = fixture.layer(None, "d", "4").await;
+    let diff = fixture.cache.diff(Some(&base), Some(&top), options("diff")).await.unwrap().unwrap();
+    assert_eq!(format!("{:?}", files(&diff).await), r#"{"b": "2", "c": "3"}"#);
+    assert!(fixture.cache.diff(Some(&top), Some(&top), options("")).await.unwrap().is_none());
+    assert!(fixture.cache.diff(None, None, options("")).await.unwrap().is_none());
+    let error = fixture.cache.diff(Some(&other), Some(&top), options("")).await.unwrap_err();
+    assert!(error.to_string().starts_with("unsupported: a difference between states"), "{error}");
+    let merged = fixture.cache.merge(&[other, diff], options("")).await.unwrap().unwrap();
+    assert_eq!(format!("{:?}", files(&merged).await), r#"{"b": "2", "c": "3", "d": "4"}"#);
+}
+
+#[tokio::test]
+async fn long_and_wide_histories_are_taken_apart_without_running_out_of_stack() {
+    let fixture = Fixture::new().await;
+    let mut top = fixture.layer(None, "a", "1").await;
+    let other = fixture.layer(None, "b", "2").await;
+    for _ in 0..5_000 {
+        top = fixture.cache.merge(&[top, other.clone()], options("")).await.unwrap().unwrap();
+    }
+    assert_eq!(top.layers().len(), 2);
+    top.finalize().await.unwrap();
+    let id = top.id().clone();
+    drop(top);
+    let again = fixture.cache.get(&id).await.unwrap().unwrap();
+    assert_eq!(again.mount(&NoProvider).await.unwrap().with_temp().unwrap().path().join("b").exists(), true);
+}
+
+#[tokio::test]
+async fn facts_are_kept() {
+    let fixture = Fixture::new().await;
+    fixture.cache.set_fact("etag:x", Some(b"abc".to_vec())).await.unwrap();
+    let fixture = fixture.reopen().await;
+    assert_eq!(fixture.cache.fact("etag:x").await.unwrap().as_deref(), Some(&b"abc"[..]));
+    fixture.cache.set_fact("etag:x", None).await.unwrap();
+    assert_eq!(fixture.cache.fact("etag:x").await.unwrap(), None);
+}
