@@ -28,7 +28,9 @@ mod stack;
 mod unpack;
 mod usage;
 
-pub use crate::contenthash::ContentSelector;
+pub use crate::contenthash::{
+    ChangeLog, ContentChange, ContentHeader, ContentSelector, EntryKind, content_digest_of_nothing,
+};
 pub use crate::error::{BoxError, Error, Result};
 pub use crate::manager::{CacheManager, CacheOptions};
 pub use crate::mutable::{MutableRef, Sharing};

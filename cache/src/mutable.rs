@@ -4,7 +4,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{
-        Arc, PoisonError,
+        Arc, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::SystemTime,
@@ -13,7 +13,8 @@ use std::{
 use kiln_snapshot::{Mount, SnapshotId};
 
 use crate::{
-    CacheManager, Error, RecordId, RecordOptions, RecordType, Ref, Result,
+    CacheManager, ChangeLog, Error, RecordId, RecordOptions, RecordType, Ref, Result,
+    contenthash::transferred,
     db::rows::{self, Kind, RecordRow},
     manager::Inner,
     reference::{NewRecord, Record, State, mark_published, publish},
@@ -47,6 +48,8 @@ pub(crate) struct MutableInner {
     /// Its row is in the database: it is found again by name.
     named: bool,
     fresh: bool,
+    /// What a transfer changes, once somebody says so.
+    changes: OnceLock<Arc<ChangeLog>>,
     committed: AtomicBool,
 }
 
@@ -75,6 +78,12 @@ impl MutableRef {
     /// What it stands on.
     pub fn parent(&self) -> Option<&Ref> {
         self.0.parent.as_ref()
+    }
+
+    /// Where a transfer tells every change that it makes, so that checksums follow instead of being computed again.
+    /// Once this was called, what is not told has not changed.
+    pub fn changes(&self) -> Arc<ChangeLog> {
+        Arc::clone(self.0.changes.get_or_init(Arc::default))
     }
 
     /// Its read-write mount.
@@ -155,6 +164,8 @@ impl MutableInner {
     /// Leaves the directory as it is, with its size measured, and gives a view of it.
     async fn rest(self) -> Result<Ref> {
         let usage = self.inner.snapshotter().usage(&self.snapshot).await.ok();
+        let changes = self.changes.get().map(|changes| changes.take());
+        let tree = transferred(&self.inner, &self.id, self.fresh, changes).await?;
         let (id, snapshot) = (self.id.clone(), self.snapshot.clone());
         self.inner
             .db()
@@ -175,6 +186,9 @@ impl MutableInner {
                 ..State::default()
             }),
         );
+        if let Ok(mut checksums) = record.checksums.try_lock() {
+            *checksums = tree;
+        }
         // Entering ends the exclusive use.
         self.inner.live.enter(&record);
         Ok(Ref(record))
@@ -352,6 +366,7 @@ impl Inner {
                     },
                     named: true,
                     fresh: false,
+                    changes: OnceLock::new(),
                     committed: AtomicBool::new(false),
                 }))),
                 busy,
@@ -397,6 +412,7 @@ impl Inner {
             options,
             named: false,
             fresh: true,
+            changes: OnceLock::new(),
             committed: AtomicBool::new(false),
         };
         if let Err(error) = self.snapshotter().prepare(&snapshot, &lowers).await {

@@ -356,17 +356,6 @@ pub(crate) fn mark_published(records: &[Ref]) {
     }
 }
 
-impl Ref {
-    /// Digest of the selected parts of it, as a content-based cache key uses it; no selector is the whole tree.
-    pub async fn content_digest(
-        &self,
-        _selectors: &[crate::ContentSelector],
-        _provider: &dyn BlobProvider,
-    ) -> Result<kiln_digest::Digest> {
-        Err(Error::Unsupported("content checksums".into()))
-    }
-}
-
 impl crate::CacheManager {
     /// Lists records, oldest first.
     pub async fn disk_usage(&self, _query: &crate::UsageQuery) -> Result<Vec<crate::UsageRecord>> {
