@@ -287,7 +287,7 @@ fn names_stay_inside() {
     "#]],
     );
     check(
-        &[file(&"n/".repeat(3000).trim_end_matches('/'), "")],
+        &[file("n/".repeat(3000).trim_end_matches('/'), "")],
         expect![[r#"
         invalid layer: name too long
     "#]],
