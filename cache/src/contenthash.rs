@@ -13,7 +13,7 @@ mod store;
 mod tree;
 mod wildcard;
 
-pub use self::answer::content_digest_of_nothing;
+pub use self::answer::nil_content_digest;
 pub(crate) use self::answer::transferred;
 pub use self::changes::{ChangeLog, ContentChange};
 pub use self::header::{ContentHeader, EntryKind};

@@ -95,6 +95,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether data of a record has gone: a miss, to be made again, rather than a failure.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost(_) | Self::NotUnpacked(_))
+    }
+
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

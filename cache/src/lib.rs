@@ -29,7 +29,7 @@ mod unpack;
 mod usage;
 
 pub use crate::contenthash::{
-    ChangeLog, ContentChange, ContentHeader, ContentSelector, EntryKind, content_digest_of_nothing,
+    ChangeLog, ContentChange, ContentHeader, ContentSelector, EntryKind, nil_content_digest,
 };
 pub use crate::error::{BoxError, Error, Result};
 pub use crate::manager::{CacheManager, CacheOptions};

@@ -13,7 +13,7 @@ use std::{
 use kiln_snapshot::{Mount, SnapshotId};
 
 use crate::{
-    CacheManager, ChangeLog, Error, RecordId, RecordOptions, RecordType, Ref, Result,
+    CacheManager, ChangeLog, Error, NoProvider, RecordId, RecordOptions, RecordType, Ref, Result,
     contenthash::transferred,
     db::rows::{self, Kind, RecordRow},
     manager::Inner,
@@ -295,8 +295,15 @@ impl CacheManager {
     pub async fn prune_cache_mounts(&self, keys: &[String]) -> Result<()> {
         for key in keys {
             let _one_at_a_time = self.0.naming.lock().await;
-            while let (Some(free), _) = self.0.take_free(&format!("cache-dir:{key}")).await? {
-                free.discard().await?;
+            let own = format!("cache-dir:{key}");
+            // Those that started from a base have its id behind theirs.
+            let mut names =
+                self.0.db().read(|connection| rows::names_below(connection, &format!("{own}:")))?;
+            names.push(own);
+            for name in names {
+                while let (Some(free), _) = self.0.take_free(&name).await? {
+                    free.discard().await?;
+                }
             }
         }
         Ok(())
@@ -415,12 +422,16 @@ impl Inner {
             changes: OnceLock::new(),
             committed: AtomicBool::new(false),
         };
-        if let Err(error) = self.snapshotter().prepare(&snapshot, &lowers).await {
-            if let (kiln_snapshot::Error::NotFound { id }, Some(parent)) = (&error, parent) {
-                parent.gone_from_store(id).await?;
-                return Err(Error::NotUnpacked(parent.id().clone()));
-            }
-            return Err(error.into());
+        // Each round mends one layer that has gone from the store, as far as its blob is still here.
+        while let Err(error) = self.snapshotter().prepare(&snapshot, &lowers).await {
+            let (kiln_snapshot::Error::NotFound { id }, Some(parent)) = (&error, parent) else {
+                return Err(error.into());
+            };
+            parent.gone_from_store(id).await?;
+            lowers = parent
+                .unpack_all(&NoProvider)
+                .await
+                .map_err(|_gone| Error::NotUnpacked(parent.id().clone()))?;
         }
         let mut made = made;
         if named {

@@ -168,7 +168,9 @@ async fn unpack_blob(
     }
     match extract(inner, blob, provider).await {
         // A blob that lay here may have been damaged meanwhile; one from outside may be tried once.
-        Err(error @ (Error::Content(_) | Error::Io { .. })) if was_here && !blob.source.is_empty() => {
+        Err(error @ (Error::Content(_) | Error::Io { .. } | Error::DiffId { .. }))
+            if was_here && !blob.source.is_empty() =>
+        {
             tracing::warn!(%digest, %error, "a stored layer does not unpack and is fetched again");
             inner.content().delete(&digest).await?;
             fetch(blob, provider).await?;

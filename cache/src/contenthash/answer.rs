@@ -22,7 +22,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Error::ContentPath`] when a selector names more than the root.
-pub fn content_digest_of_nothing(selectors: &[ContentSelector]) -> Result<Digest> {
+pub fn nil_content_digest(selectors: &[ContentSelector]) -> Result<Digest> {
     of_nothing(selectors)
 }
 

@@ -288,6 +288,19 @@ pub(crate) fn by_name(connection: &Connection, name: &str) -> Result<Vec<(Record
     Ok(found)
 }
 
+/// Names that are this prefix, which ends in `:`, and the id of a record.
+pub(crate) fn names_below(connection: &Connection, prefix: &str) -> Result<Vec<String>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT DISTINCT name FROM record_names WHERE name >= ?1 AND substr(name, 1, length(?1)) = ?1",
+    )?;
+    let found = statement.query_map([prefix], |row| row.get::<_, String>(0))?;
+    let names: Vec<String> = found.collect::<Result<_, _>>()?;
+    Ok(names
+        .into_iter()
+        .filter(|name| !name.get(prefix.len()..).is_none_or(|rest| rest.contains(':')))
+        .collect())
+}
+
 fn ids(mut rows: rusqlite::Rows<'_>) -> Result<Vec<RecordId>> {
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
