@@ -95,13 +95,8 @@ pub enum Error {
     #[error(transparent)]
     Registry(#[from] kiln_registry::Error),
     /// The client did not provide it.
-    #[error("{what}")]
-    Session {
-        /// What was asked for.
-        what: String,
-        /// Its answer.
-        source: BoxError,
-    },
+    #[error(transparent)]
+    Client(#[from] kiln_session::Error),
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] kiln_cache::Error),

@@ -11,9 +11,11 @@
 mod error;
 pub mod image;
 mod key;
+mod lent;
 pub mod local;
 pub mod platform;
 mod progress;
 
 pub use crate::error::{BoxError, Error, Result};
 pub use crate::key::{cache_map, key_digest};
+pub use crate::lent::{SessionCredentials, SessionLayouts};

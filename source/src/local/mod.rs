@@ -1,5 +1,7 @@
 //! Directories of a client.
 
+mod receive;
 mod request;
 
+pub use self::receive::Locals;
 pub use self::request::{Differ, LocalRequest};
