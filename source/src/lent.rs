@@ -35,10 +35,9 @@ impl Credentials for SessionCredentials {
     async fn credentials(&self, host: &str) -> Result<Option<Credential>, BoxError> {
         let answer = self.0.any(async |session| auth::credentials(&session, host).await).await;
         match absent_is_none(answer)? {
-            Some(found) if !found.secret.is_empty() => Ok(Some(Credential {
-                username: found.username,
-                secret: Secret::new(found.secret.reveal()),
-            })),
+            Some(found) if !found.secret.is_empty() => {
+                Ok(Some(Credential { username: found.username, secret: Secret::new(found.secret.reveal()) }))
+            }
             _ => Ok(None),
         }
     }

@@ -51,9 +51,16 @@ impl ContentHeader {
     /// A hasher that has taken the header. For a regular file, feed it the file's bytes; its digest is the entry's.
     pub fn hasher(&self) -> Hasher {
         let mut hasher = Hasher::new();
+        hasher.update(&self.bytes());
+        hasher
+    }
+
+    /// What is hashed before the bytes of a file.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
         let mut field = |name: &str, value: &[u8]| {
-            hasher.update(name.as_bytes());
-            hasher.update(value);
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(value);
         };
         let regular = matches!(self.kind, EntryKind::File | EntryKind::Socket);
         let link = self.kind == EntryKind::Symlink;
@@ -77,10 +84,10 @@ impl ContentHeader {
         let mut xattrs: Vec<_> = self.xattrs.iter().filter(|(name, _)| counts(name)).collect();
         xattrs.sort();
         for (name, value) in xattrs {
-            hasher.update(name);
-            hasher.update(value);
+            bytes.extend_from_slice(name);
+            bytes.extend_from_slice(value);
         }
-        hasher
+        bytes
     }
 
     fn type_flag(&self) -> &'static [u8] {

@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use kiln_cache::{CacheManager, ChangeLog, ContentChange, ContentHeader, EntryKind, RecordOptions, RecordType, Ref};
+use kiln_cache::{
+    CacheManager, ChangeLog, ContentChange, ContentHeader, EntryKind, RecordOptions, RecordType, Ref,
+};
 use kiln_rootdir::{Kind, Root};
 use kiln_session::filesync::{self, DirRequest};
 use kiln_session::fsutil::{self, Change, ChangeKind, ReceiveOptions, Stat};
 use kiln_session::{APPEAR_TIMEOUT, Lender, Session};
-use kiln_snapshot::Mount;
 use kiln_solver::{StatusUpdate, VertexProgress};
 
 use crate::error::{Error, Result};
@@ -76,14 +77,8 @@ impl Locals {
         let reporter = Arc::new(Transferring::new(format!("transferring {name}:"), progress.clone()));
         {
             // Alive until everything is received.
-            let mounted;
-            let destination = match &mount {
-                Mount::Bind { source, read_only: false } => Root::open(source)?,
-                other => {
-                    mounted = other.with_temp()?;
-                    Root::open(mounted.path())?
-                }
-            };
+            let mounted = mount.with_temp()?;
+            let destination = Root::open(mounted.path())?;
             reporter.show(0, false);
             let wanted = dir_request(request);
             let options = receive_options(request, changes, reporter.clone());
