@@ -1,20 +1,35 @@
 //! Carrying out what the scheduler decides.
 
-use std::future::Future;
-use std::sync::Arc;
+mod calls;
+mod job;
+#[cfg(test)]
+mod tests;
+mod watch;
 
-use crate::error::{Result, SolveError};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::driver::watch::Watch;
+use crate::error::{Error, Result, SolveError};
 use crate::key_graph::ResultKey;
 use crate::keys::CacheKeys;
-use crate::op::{JobContext, OpContext, ResultRef};
+use crate::op::{JobContext, ResultRef};
 use crate::outcome::Outcome;
 use crate::progress::{JobLog, ProgressStream};
-use crate::vertex::{Edge, Graph, VertexDigest};
+use crate::scheduler::{BuildId, Effect, Event, JobId, Limits, Query, Scheduler, WorkId};
+
+pub use crate::driver::job::Job;
 
 /// Solves graphs for many jobs at once. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Solver {
-    keys: Arc<dyn CacheKeys>,
+    shared: Arc<Shared>,
 }
 
 /// How a solver works.
@@ -33,12 +48,6 @@ impl Default for SolverOptions {
     }
 }
 
-/// A client's build: what it waits for runs; what only it waits for stops with it.
-#[derive(Debug)]
-pub struct Job {
-    log: Arc<JobLog>,
-}
-
 /// The result of an edge.
 #[derive(Clone, Debug)]
 pub struct CachedResult {
@@ -51,63 +60,152 @@ pub struct CachedResult {
 }
 
 impl Solver {
-    /// Makes a solver. Call it inside a tokio runtime, which carries its tasks.
-    pub fn new(keys: Arc<dyn CacheKeys>, _options: SolverOptions) -> Self {
-        Self { keys }
+    /// Makes a solver.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, which carries its tasks.
+    pub fn new(keys: Arc<dyn CacheKeys>, options: SolverOptions) -> Self {
+        let limits =
+            Limits { processes: options.max_parallelism.unwrap_or(usize::MAX), light: options.max_light };
+        let state = State {
+            scheduler: Scheduler::new(limits),
+            jobs: HashMap::new(),
+            by_name: HashMap::new(),
+            works: HashMap::new(),
+            replies: HashMap::new(),
+            stopping: Vec::new(),
+            last_id: 0,
+            closed: false,
+        };
+        let (tracker, runtime) = (TaskTracker::new(), Handle::current());
+        Self { shared: Arc::new(Shared { keys, state: Mutex::new(state), tracker, runtime }) }
     }
 
     /// Makes a job. `context` is handed to the ops it waits for.
     ///
     /// # Errors
-    /// [`Error::JobExists`](crate::Error::JobExists) while another job has that id.
-    pub fn job(&self, _id: &str, _context: JobContext) -> Result<Job> {
-        let _ = &self.keys;
-        Ok(Job { log: Arc::new(JobLog::new()) })
+    /// [`Error::JobExists`] while another job has that id.
+    pub fn job(&self, id: &str, context: JobContext) -> Result<Job> {
+        let mut state = self.shared.lock();
+        if state.by_name.contains_key(id) {
+            return Err(Error::JobExists(id.to_owned()));
+        }
+        let job = JobId(state.fresh_id());
+        let log = Arc::new(JobLog::new());
+        state.by_name.insert(id.to_owned(), job);
+        let watched =
+            WatchedJob { context: Arc::clone(&context), log: Arc::clone(&log), templates: HashMap::new() };
+        state.jobs.insert(job, watched);
+        self.shared.step(&mut state, Event::JobOpened(job));
+        drop(state);
+        Ok(Job::new(Arc::clone(&self.shared), job, id.to_owned(), context, log))
     }
 
     /// Follows a job's progress from its start; none if no such job is alive.
-    pub fn progress(&self, _id: &str) -> Option<ProgressStream> {
-        None
+    pub fn progress(&self, id: &str) -> Option<ProgressStream> {
+        let state = self.shared.lock();
+        let job = state.jobs.get(state.by_name.get(id)?)?;
+        Some(ProgressStream::new(Arc::clone(&job.log)))
     }
 
-    /// Stops everything and waits for it.
-    pub async fn close(&self) {}
+    /// Ends all jobs, stops everything and waits for it. Jobs made later fail.
+    pub async fn close(&self) {
+        {
+            let mut state = self.shared.lock();
+            state.closed = true;
+            let mut jobs: Vec<_> = state.jobs.keys().copied().collect();
+            jobs.sort_unstable();
+            for job in jobs {
+                self.shared.close_job(&mut state, job);
+            }
+        }
+        self.shared.tracker.close();
+        self.shared.tracker.wait().await;
+    }
 }
 
-impl Job {
-    /// Computes `edges` of `graph`, and nothing that they do not need.
-    ///
-    /// May be called many times, also at once; a vertex is computed once per job.
-    ///
-    /// # Cancel safety
-    /// Dropping the future withdraws what only it waits for.
-    pub async fn build(&self, _graph: Graph, _edges: Vec<Edge>) -> Result<Vec<CachedResult>, SolveError> {
-        Err(SolveError::Cancelled)
+impl fmt::Debug for Solver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.lock();
+        f.debug_struct("Solver").field("jobs", &state.by_name).finish_non_exhaustive()
+    }
+}
+
+/// What jobs and running calls have in common.
+///
+/// Whoever brings an event steps the scheduler and carries out, under the same lock, the effects that take no time;
+/// calls become tasks, look-ups are done after the lock is free again. So no queue of events is needed.
+struct Shared {
+    keys: Arc<dyn CacheKeys>,
+    state: Mutex<State>,
+    tracker: TaskTracker,
+    runtime: Handle,
+}
+
+struct State {
+    scheduler: Scheduler,
+    jobs: HashMap<JobId, WatchedJob>,
+    by_name: HashMap<String, JobId>,
+    works: HashMap<WorkId, Watch>,
+    replies: HashMap<BuildId, oneshot::Sender<Result<Vec<CachedResult>, SolveError>>>,
+    /// What was told to stop in the step under way.
+    stopping: Vec<CancellationToken>,
+    last_id: u64,
+    closed: bool,
+}
+
+/// A job as the driver sees it.
+struct WatchedJob {
+    context: JobContext,
+    log: Arc<JobLog>,
+    /// What is fixed of the events of each vertex.
+    templates: HashMap<crate::vertex::VertexDigest, crate::progress::VertexEvent>,
+}
+
+impl State {
+    fn fresh_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work` shown as a vertex that is in no graph.
-    ///
-    /// # Errors
-    /// Those of `work`, whose text is shown on the vertex.
-    pub async fn vertex_scope<T, E, F>(
-        &self,
-        _name: &str,
-        _digest: VertexDigest,
-        _work: impl FnOnce(OpContext) -> F + Send,
-    ) -> Result<T, E>
-    where
-        F: Future<Output = Result<T, E>> + Send,
-        E: std::fmt::Display,
-    {
-        unimplemented!()
+    /// Applies an event and leaves the look-ups that follow from it to a task.
+    fn step(self: &Arc<Self>, state: &mut State, event: Event) {
+        let queries = self.apply(state, event);
+        if !queries.is_empty() {
+            let shared = Arc::clone(self);
+            self.tracker.spawn_on(async move { shared.look_up(queries).await }, &self.runtime);
+        }
     }
 
-    /// Follows the job's progress from its start.
-    pub fn progress(&self) -> ProgressStream {
-        ProgressStream::new(Arc::clone(&self.log))
+    /// Applies an event and returns the look-ups that follow from it.
+    fn apply(self: &Arc<Self>, state: &mut State, event: Event) -> Vec<Query> {
+        let mut effects = Vec::new();
+        state.scheduler.step(event, &mut effects);
+        state.stopping.clear();
+        let mut queries = Vec::new();
+        for effect in effects {
+            if let Effect::Query(query) = effect {
+                queries.push(query);
+            } else {
+                self.carry_out(state, effect);
+            }
+        }
+        queries
     }
 
-    /// Ends the job and waits until everything that only it wanted has stopped. Dropping a job does the same without
-    /// waiting.
-    pub async fn discard(self) {}
+    /// Ends a job; returns what fires when each call that only it waited for is over.
+    fn close_job(self: &Arc<Self>, state: &mut State, job: JobId) -> Vec<CancellationToken> {
+        state.by_name.retain(|_, other| *other != job);
+        self.step(state, Event::JobClosed(job));
+        if let Some(job) = state.jobs.remove(&job) {
+            job.log.close(std::time::SystemTime::now());
+        }
+        std::mem::take(&mut state.stopping)
+    }
 }

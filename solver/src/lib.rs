@@ -4,7 +4,7 @@
 //! [`CacheMap`], finds what is already known through [`CacheKeys`], runs what is not, once per cache key whoever waits
 //! for it, and tells each job's [`ProgressStream`] what happens.
 //!
-//! All decisions are made by the [`Scheduler`], a pure state machine without clock or I/O; the [`Solver`] carries its
+//! All decisions are made by the `Scheduler`, a pure state machine without clock or I/O; the [`Solver`] carries its
 //! effects out. The crate knows nothing of LLB, snapshots or networks: an op and its results are opaque here.
 //! The key algorithm is that of moby/buildkit, docs/dev/solver.md; nothing is aliased or merged while it runs.
 #![forbid(unsafe_code)]

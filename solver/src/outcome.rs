@@ -14,6 +14,8 @@ pub enum Outcome {
     Ran,
     /// It was run because the vertex ignores the cache.
     Forced,
+    /// Another build, still active, had run it.
+    Shared,
 }
 
 /// What a look-up found.
@@ -38,4 +40,15 @@ pub enum Matched {
     Definition,
     /// The content of at least one input.
     Content,
+}
+
+impl Hit {
+    pub(crate) fn new(record: &crate::keys::CacheRecord, matched: Matched) -> Self {
+        Self {
+            record: record.id.clone(),
+            created_at: record.created_at,
+            origin: record.origin.clone(),
+            matched,
+        }
+    }
 }

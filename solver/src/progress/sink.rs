@@ -79,6 +79,11 @@ impl VertexProgress {
         self.lock().send(ProgressEvent::Warning(warning));
     }
 
+    /// Measures speed limits from now on.
+    pub(crate) fn restart_clock(&self) {
+        self.lock().begun = Instant::now();
+    }
+
     /// Repeats the end of streams of which a part was withheld. For steps that failed.
     pub(crate) fn send_tails(&self) {
         let mut sink = self.lock();

@@ -1,0 +1,159 @@
+//! Calls and look-ups.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+
+use crate::driver::{Shared, State};
+use crate::error::{OpError, Result};
+use crate::keys::Lookup;
+use crate::op::OpContext;
+use crate::scheduler::{Call, Effect, Event, Found, Query, Reply, WorkId};
+
+/// Look-ups done in a row before other tasks get their turn.
+const LOOKUPS_PER_TURN: usize = 64;
+
+impl Shared {
+    /// Carries out an effect; none of these takes time.
+    pub(super) fn carry_out(self: &Arc<Self>, state: &mut State, effect: Effect) {
+        match effect {
+            Effect::Query(query) => {
+                let shared = Arc::clone(self);
+                self.tracker.spawn_on(async move { shared.look_up(vec![query]).await }, &self.runtime);
+            }
+            Effect::Start { work, call } => self.start(state, work, call),
+            Effect::Link { key, to } => {
+                let keys = Arc::clone(&self.keys);
+                let link = async move {
+                    if let Err(error) = keys.link(&key, &to).await {
+                        tracing::warn!(%error, key = %to, "cannot link cache key");
+                    }
+                };
+                self.tracker.spawn_on(link, &self.runtime);
+            }
+            Effect::BuildDone { build, result } => {
+                if let Some(reply) = state.replies.remove(&build) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(result);
+                }
+            }
+            Effect::Announce { job, graph, vertices } => state.announce(job, &graph, &vertices),
+            Effect::Cancel(work) => {
+                if let Some(watch) = state.works.get(&work) {
+                    watch.cancel.cancel();
+                    let over = watch.over.clone();
+                    state.stopping.push(over);
+                }
+            }
+            Effect::Joined { work, job, vertex } => state.joined(work, job, vertex),
+            Effect::Left { work, job, vertex } => state.left(work, job, vertex),
+            Effect::Started(work) => state.started(work),
+            Effect::Ended { work, shown } => state.ended(work, shown),
+            Effect::Cached { job, vertex, outcome } => state.cached(job, vertex, outcome),
+        }
+    }
+
+    fn start(self: &Arc<Self>, state: &mut State, work: WorkId, call: Call) {
+        let watch = state.works.entry(work).or_default();
+        watch.renew();
+        let context = watch.context();
+        let simple = matches!(call, Call::Load { .. } | Call::Lost { .. });
+        let shared = Arc::clone(self);
+        let task = async move {
+            let failed = failure(&call);
+            let reply = AssertUnwindSafe(shared.call(call, &context)).catch_unwind().await;
+            // A panic has been reported by the hook; the vertex fails with it.
+            let reply =
+                reply.unwrap_or_else(|_| failed(OpError::failed("internal error: the step panicked")));
+            let queries = {
+                let mut state = shared.lock();
+                let queries = shared.apply(&mut state, Event::Done { work, reply });
+                if simple {
+                    state.forget_if_unseen(work);
+                }
+                queries
+            };
+            shared.look_up(queries).await;
+        };
+        self.tracker.spawn_on(task, &self.runtime);
+    }
+
+    async fn call(&self, call: Call, cx: &OpContext) -> Reply {
+        match call {
+            Call::CacheMap { op, index } => Reply::CacheMap(op.cache_map(cx, index).await),
+            Call::ContentKey { op, input, result } => {
+                Reply::ContentKey(op.content_key(cx, input, result.as_ref()).await)
+            }
+            Call::Exec { op, inputs } => Reply::Exec(op.exec(cx, inputs).await),
+            Call::Load { record } => Reply::Load(self.keys.load(&record).await),
+            Call::Save { items } => {
+                let mut ids = Vec::with_capacity(items.len());
+                for (keys, result) in items {
+                    match self.keys.save(&keys, result.as_ref()).await {
+                        Ok(saved) => ids.push(saved),
+                        Err(error) => return Reply::Save(Err(error)),
+                    }
+                }
+                Reply::Save(Ok(ids))
+            }
+            Call::Lost { result } => {
+                if let Err(error) = self.keys.lost(&result).await {
+                    tracing::warn!(%error, "cannot take note of a lost result");
+                }
+                Reply::Lost
+            }
+        }
+    }
+
+    /// Does look-ups, and those that follow from their answers.
+    pub(super) async fn look_up(self: &Arc<Self>, queries: Vec<Query>) {
+        let mut open = std::collections::VecDeque::from(queries);
+        let mut done = 0;
+        while let Some(query) = open.pop_front() {
+            let found = self.find(&query);
+            {
+                let mut state = self.lock();
+                open.extend(self.apply(&mut state, Event::Queried { query: query.id, found }));
+            }
+            done += 1;
+            if done % LOOKUPS_PER_TURN == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn find(&self, query: &Query) -> Result<Found> {
+        find(&*self.keys, query)
+    }
+}
+
+/// Answers a look-up.
+pub(crate) fn find(keys: &dyn crate::keys::CacheKeys, query: &Query) -> Result<Found> {
+    let mut found = Found { keys: Vec::new(), reached: vec![false; query.deps.len()] };
+    for digest in &query.digests {
+        let Lookup { keys: ids, reached } = keys.query(&query.deps, digest, query.output)?;
+        for (all, reached) in found.reached.iter_mut().zip(reached) {
+            *all |= reached;
+        }
+        for id in ids {
+            if found.keys.iter().all(|(known, _)| *known != id) {
+                let records = if query.records { keys.records(&id)? } else { Vec::new() };
+                found.keys.push((id, records));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Returns how a call that ends without an answer is answered.
+fn failure(call: &Call) -> fn(OpError) -> Reply {
+    match call {
+        Call::CacheMap { .. } => |error| Reply::CacheMap(Err(error)),
+        Call::ContentKey { .. } => |error| Reply::ContentKey(Err(error)),
+        Call::Exec { .. } => |error| Reply::Exec(Err(error)),
+        Call::Load { .. } => |_| Reply::Load(Ok(None)),
+        Call::Save { .. } => |error| Reply::Save(Err(crate::error::Error::keys("save", error))),
+        Call::Lost { .. } => |_| Reply::Lost,
+    }
+}

@@ -1,0 +1,240 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use kiln_digest::Digest;
+use tokio::sync::Notify;
+
+use crate::testing::{MemoryKeys, Script, Value, conformance};
+use crate::*;
+
+type Runs = Arc<Mutex<HashMap<String, usize>>>;
+
+struct Bench {
+    keys: Arc<MemoryKeys>,
+    solver: Solver,
+    runs: Runs,
+    jobs: u32,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let keys = Arc::new(MemoryKeys::new());
+        let solver = Solver::new(keys.clone(), SolverOptions::default());
+        Self { keys, solver, runs: Runs::default(), jobs: 0 }
+    }
+
+    /// Builds the last vertex in a job of its own; returns its text and what ran.
+    async fn build(&mut self, vertices: Vec<Vertex>) -> (String, String) {
+        self.jobs += 1;
+        let job = self.solver.job(&format!("job{}", self.jobs), Arc::new(())).unwrap();
+        self.runs.lock().unwrap().clear();
+        let top = Edge { vertex: VertexIndex(vertices.len() as u32 - 1), output: OutputIndex(0) };
+        let text = match job.build(Graph::new(vertices).unwrap(), vec![top]).await {
+            Ok(results) => Value::text(results[0].result.as_ref()).to_owned(),
+            Err(error) => format!("error: {error}"),
+        };
+        job.discard().await;
+        assert!(self.solver.shared.lock().scheduler.is_empty(), "nothing is left");
+        assert!(self.solver.shared.lock().works.is_empty(), "nothing is left");
+        let mut runs: Vec<_> =
+            self.runs.lock().unwrap().iter().map(|(label, count)| format!("{label}:{count}")).collect();
+        runs.sort();
+        (text, runs.join(" "))
+    }
+}
+
+fn chain(runs: &Runs, context: &str, length: u32) -> Vec<Vertex> {
+    let mut local = Script::new(context, 0);
+    local.random = true;
+    let mut copy = Script::new("copy", 2).content(1);
+    copy.content_prefix = 3;
+    let mut vertices = vec![
+        Script::new("image", 0).vertex("image", &[], runs),
+        local.vertex(context, &[], runs),
+        copy.vertex(&format!("copy {context}"), &[(0, 0), (1, 0)], runs),
+    ];
+    for step in 0..length {
+        let name = format!("run {step} {context}");
+        vertices.push(Script::new(&format!("run{step}"), 1).vertex(&name, &[(step + 2, 0)], runs));
+    }
+    vertices
+}
+
+#[tokio::test]
+async fn a_build_again_runs_nothing_but_its_context() {
+    let mut bench = Bench::new();
+    let runs = bench.runs.clone();
+    let (first, ran) = bench.build(chain(&runs, "abc-1", 2)).await;
+    assert_eq!(first, "run1(run0(copy(image(),abc)))");
+    assert_eq!(ran, "abc-1:1 copy:1 image:1 run0:1 run1:1");
+    assert_eq!(bench.build(chain(&runs, "abc-1", 2)).await, (first.clone(), String::new()));
+    assert_eq!(bench.build(chain(&runs, "abc-2", 2)).await, (first, "abc-2:1".to_owned()));
+    let (other, ran) = bench.build(chain(&runs, "xyz-3", 2)).await;
+    assert_eq!(other, "run1(run0(copy(image(),xyz)))");
+    assert_eq!(ran, "copy:1 run0:1 run1:1 xyz-3:1");
+}
+
+#[tokio::test]
+async fn pruned_results_are_made_again() {
+    let mut bench = Bench::new();
+    let runs = bench.runs.clone();
+    bench.build(chain(&runs, "abc-1", 2)).await;
+    bench.keys.drop_results(|result| Value::text(result).starts_with("run1"));
+    let (_, ran) = bench.build(chain(&runs, "abc-2", 2)).await;
+    assert_eq!(ran, "abc-2:1 run1:1");
+    bench.keys.break_results(|_| true);
+    let (_, ran) = bench.build(chain(&runs, "abc-2", 2)).await;
+    assert_eq!(ran, "abc-2:1 copy:1 image:1 run0:1 run1:1");
+}
+
+#[tokio::test]
+async fn an_error_names_its_vertex() {
+    let bench = Bench::new();
+    let runs = bench.runs.clone();
+    let mut failing = Script::new("bad", 0);
+    failing.fails = Some("exit code: 1".to_owned());
+    let vertices =
+        vec![failing.vertex("bad", &[], &runs), Script::new("top", 1).vertex("top", &[(0, 0)], &runs)];
+    let job = bench.solver.job("j", Arc::new(())).unwrap();
+    let top = Edge { vertex: VertexIndex(1), output: OutputIndex(0) };
+    let error = job.build(Graph::new(vertices).unwrap(), vec![top]).await.unwrap_err();
+    assert_eq!(error.to_string(), "exit code: 1");
+    assert_eq!(error.vertex(), Some(VertexDigest(Digest::of("bad"))));
+    let mut progress = job.progress();
+    job.discard().await;
+    let mut seen = Vec::new();
+    while let Some(events) = progress.next().await {
+        for event in events {
+            if let ProgressEvent::Vertex(event) = &*event {
+                let state = match (event.started, event.completed) {
+                    (None, _) => "announced",
+                    (_, None) => "started",
+                    _ => "completed",
+                };
+                seen.push(format!("{} {state} {}", event.name, event.error.as_deref().unwrap_or("-")));
+            }
+        }
+    }
+    // The first pair is the computation of the source's key.
+    let want = [
+        "bad announced -",
+        "top announced -",
+        "bad started -",
+        "bad completed -",
+        "bad started -",
+        "bad completed exit code: 1",
+    ];
+    assert_eq!(seen, want);
+}
+
+/// Runs until let go, or cancelled.
+#[derive(Debug, Default)]
+struct Slow {
+    started: Notify,
+    go: Notify,
+    log: Mutex<Vec<String>>,
+}
+
+#[derive(Debug)]
+struct SlowOp(Arc<Slow>);
+
+#[async_trait]
+impl Op for SlowOp {
+    async fn cache_map(&self, _: &OpContext, _: usize) -> Result<CacheMapPart, OpError> {
+        let digest = KeyDigest::Stable(Digest::of("slow"));
+        Ok(CacheMapPart { map: CacheMap { digest, deps: Vec::new() }, last: true })
+    }
+
+    async fn content_key(&self, _: &OpContext, _: usize, _: Option<&ResultRef>) -> Result<Digest, OpError> {
+        Err(OpError::failed("not wanted"))
+    }
+
+    async fn exec(
+        &self,
+        cx: &OpContext,
+        _: Vec<Option<ResultRef>>,
+    ) -> Result<Vec<Option<ResultRef>>, OpError> {
+        self.0.log.lock().unwrap().push("run".to_owned());
+        cx.progress.log(Stream::Stdout, b"hello");
+        self.0.started.notify_one();
+        tokio::select! {
+            () = self.0.go.notified() => Ok(vec![None]),
+            () = cx.cancel.cancelled() => {
+                self.0.log.lock().unwrap().push("cancelled".to_owned());
+                Err(OpError::cancelled())
+            }
+        }
+    }
+}
+
+fn slow(op: &Arc<Slow>, name: &str) -> Graph {
+    let vertex = Vertex {
+        digest: VertexDigest(Digest::of(name)),
+        name: name.to_owned(),
+        inputs: Vec::new(),
+        op: Arc::new(SlowOp(Arc::clone(op))),
+        options: VertexOptions::default(),
+    };
+    Graph::new(vec![vertex]).unwrap()
+}
+
+const TOP: Edge = Edge { vertex: VertexIndex(0), output: OutputIndex(0) };
+
+#[tokio::test]
+async fn work_outlives_who_started_it_but_not_the_last_waiter() {
+    let bench = Bench::new();
+    let op = Arc::new(Slow::default());
+    let one = bench.solver.job("one", Arc::new("one")).unwrap();
+    let two = bench.solver.job("two", Arc::new("two")).unwrap();
+    let first = one.build(slow(&op, "first"), vec![TOP]);
+    let mut second = Box::pin(two.build(slow(&op, "second"), vec![TOP]));
+    {
+        tokio::pin!(first);
+        tokio::select! {
+            biased;
+            _ = &mut first => panic!("not yet"),
+            () = op.started.notified() => {}
+        }
+        let mut progress = two.progress();
+        let mut logged = false;
+        while !logged {
+            tokio::select! {
+                biased;
+                _ = &mut second => panic!("not yet"),
+                events = progress.next() => {
+                    logged = events.unwrap().iter().any(|event| matches!(&**event, ProgressEvent::Log(_)));
+                }
+            }
+        }
+    }
+    one.discard().await;
+    op.go.notify_one();
+    let results = second.as_mut().await.unwrap();
+    drop(second);
+    assert!(results[0].result.is_none());
+    assert_eq!(*op.log.lock().unwrap(), ["run"]);
+
+    bench.keys.drop_results(|_| true);
+    let three = bench.solver.job("three", Arc::new(())).unwrap();
+    two.discard().await;
+    let op = Arc::new(Slow::default());
+    tokio::select! {
+        biased;
+        _ = three.build(slow(&op, "third"), vec![TOP]) => panic!("not yet"),
+        () = op.started.notified() => {}
+    }
+    three.discard().await;
+    bench.solver.close().await;
+    assert_eq!(*op.log.lock().unwrap(), ["run", "cancelled"]);
+}
+
+#[tokio::test]
+async fn memory_keys_conform() {
+    let mut count = 0;
+    conformance(&MemoryKeys::new(), async || {
+        count += 1;
+        Arc::new(Value(format!("value {count}"))) as ResultRef
+    })
+    .await;
+}

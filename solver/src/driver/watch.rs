@@ -1,0 +1,169 @@
+//! Telling jobs what happens to the work they wait for.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::driver::{State, WatchedJob};
+use crate::op::{OpContext, WaiterSet};
+use crate::outcome::Outcome;
+use crate::progress::{VertexEvent, VertexProgress};
+use crate::scheduler::{Completion, JobId, WorkId};
+use crate::vertex::{Graph, VertexDigest};
+
+/// A work as the driver sees it.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) cancel: CancellationToken,
+    /// Fires when the work is over.
+    pub(super) over: CancellationToken,
+    progress: VertexProgress,
+    waiters: WaiterSet,
+    vertices: Vec<(JobId, VertexDigest)>,
+    started: Option<SystemTime>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            cancel: CancellationToken::new(),
+            over: CancellationToken::new(),
+            progress: VertexProgress::discard(),
+            waiters: WaiterSet::default(),
+            vertices: Vec::new(),
+            started: None,
+        }
+    }
+}
+
+impl Watch {
+    pub(super) fn context(&self) -> OpContext {
+        OpContext {
+            cancel: self.cancel.clone(),
+            progress: self.progress.clone(),
+            waiters: self.waiters.clone(),
+        }
+    }
+
+    /// Prepares for another call.
+    pub(super) fn renew(&mut self) {
+        if self.cancel.is_cancelled() {
+            self.cancel = CancellationToken::new();
+        }
+        self.progress.restart_clock();
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
+}
+
+impl State {
+    pub(super) fn announce(&mut self, job: JobId, graph: &Graph, vertices: &[u32]) {
+        let Some(job) = self.jobs.get_mut(&job) else { return };
+        for vertex in vertices.iter().filter_map(|index| graph.vertices().get(*index as usize)) {
+            let inputs = vertex.inputs.iter().filter_map(|edge| graph.get(edge.vertex));
+            let event = VertexEvent {
+                digest: vertex.digest,
+                inputs: inputs.map(|input| input.digest).collect(),
+                name: Arc::from(vertex.name.as_str()),
+                started: None,
+                completed: None,
+                cached: false,
+                error: None,
+                group: vertex.options.progress_group.clone(),
+                outcome: None,
+            };
+            job.templates.insert(vertex.digest, event.clone());
+            job.log.vertex(event);
+        }
+    }
+
+    pub(super) fn joined(&mut self, work: WorkId, id: JobId, vertex: VertexDigest) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let watch = self.works.entry(work).or_default();
+        watch.vertices.push((id, vertex));
+        watch.waiters.join(id.0, Arc::clone(&job.context));
+        if let Some(started) = watch.started {
+            job.tell(vertex, |event| event.started = Some(started));
+        }
+        watch.progress.join(id.0, vertex, &job.log);
+    }
+
+    pub(super) fn left(&mut self, work: WorkId, id: JobId, vertex: VertexDigest) {
+        let Some(watch) = self.works.get_mut(&work) else { return };
+        watch.vertices.retain(|other| *other != (id, vertex));
+        if watch.vertices.iter().all(|(job, _)| *job != id) {
+            watch.waiters.leave(id.0);
+            watch.progress.leave(id.0);
+        }
+        if let (Some(started), Some(job)) = (watch.started, self.jobs.get(&id)) {
+            job.tell(vertex, |event| {
+                event.started = Some(started);
+                event.completed = Some(SystemTime::now());
+                event.error = Some("context canceled".to_owned());
+            });
+        }
+    }
+
+    pub(super) fn started(&mut self, work: WorkId) {
+        let Some(watch) = self.works.get_mut(&work) else { return };
+        let now = SystemTime::now();
+        watch.started = Some(now);
+        for (job, vertex) in &watch.vertices {
+            if let Some(job) = self.jobs.get(job) {
+                job.tell(*vertex, |event| event.started = Some(now));
+            }
+        }
+    }
+
+    pub(super) fn ended(&mut self, work: WorkId, shown: Option<Completion>) {
+        let Some(watch) = self.works.remove(&work) else { return };
+        let Some(shown) = shown else { return };
+        if shown.error.is_some() {
+            watch.progress.send_tails();
+        }
+        let now = SystemTime::now();
+        for (job, vertex) in &watch.vertices {
+            if let Some(job) = self.jobs.get(job) {
+                job.tell(*vertex, |event| {
+                    event.started = Some(watch.started.unwrap_or(now));
+                    event.completed = Some(now);
+                    event.cached = shown.cached;
+                    event.error = shown.error.as_ref().map(ToString::to_string);
+                    event.outcome.clone_from(&shown.outcome);
+                });
+            }
+        }
+    }
+
+    pub(super) fn cached(&mut self, job: JobId, vertex: VertexDigest, outcome: Outcome) {
+        let Some(job) = self.jobs.get(&job) else { return };
+        let now = SystemTime::now();
+        job.tell(vertex, |event| {
+            event.started = Some(now);
+            event.completed = Some(now);
+            event.cached = true;
+            event.outcome = Some(outcome);
+        });
+    }
+
+    /// Loads have no watchers, so nothing else says when they are over.
+    pub(super) fn forget_if_unseen(&mut self, work: WorkId) {
+        if self.works.get(&work).is_some_and(|watch| watch.vertices.is_empty()) {
+            self.works.remove(&work);
+        }
+    }
+}
+
+impl WatchedJob {
+    fn tell(&self, vertex: VertexDigest, change: impl FnOnce(&mut VertexEvent)) {
+        let Some(template) = self.templates.get(&vertex) else { return };
+        let mut event = template.clone();
+        change(&mut event);
+        self.log.vertex(event);
+    }
+}

@@ -1,0 +1,181 @@
+//! Keys and records in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::key::{KeyDigest, KeyId};
+use crate::keys::{CacheKeys, CacheRecord, KeyAndSelector, Lookup, NewKey, Origin, RecordId};
+use crate::op::ResultRef;
+use crate::vertex::OutputIndex;
+
+/// Keeps keys, links and results in memory, as plainly as can be.
+#[derive(Debug, Default)]
+pub struct MemoryKeys(Mutex<Store>);
+
+#[derive(Debug, Default)]
+struct Store {
+    keys: BTreeSet<KeyId>,
+    links: HashMap<(KeyAndSelector, Link), BTreeSet<KeyId>>,
+    records: BTreeMap<KeyId, Vec<CacheRecord>>,
+    results: HashMap<RecordId, Option<ResultRef>>,
+    clock: u64,
+    named: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Link {
+    input: usize,
+    digest: KeyDigest,
+    output: OutputIndex,
+}
+
+impl MemoryKeys {
+    /// Makes an empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns how many keys have records.
+    pub fn saved(&self) -> usize {
+        self.lock().records.values().filter(|records| !records.is_empty()).count()
+    }
+
+    /// Returns how many links there are.
+    pub fn links(&self) -> usize {
+        self.lock().links.values().map(BTreeSet::len).sum()
+    }
+
+    /// Drops all results for which `gone` holds, as a prune would; keys and links stay.
+    pub fn drop_results(&self, mut gone: impl FnMut(Option<&ResultRef>) -> bool) {
+        let mut store = self.lock();
+        store.results.retain(|_, result| !gone(result.as_ref()));
+        store.forget_gone();
+    }
+
+    /// Makes all results unloadable whose records were made in `ages`, without their records going.
+    pub fn break_results(&self, mut broken: impl FnMut(&RecordId) -> bool) {
+        self.lock().results.retain(|id, _| !broken(id));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl CacheKeys for MemoryKeys {
+    fn query(&self, deps: &[Vec<KeyAndSelector>], digest: &KeyDigest, output: OutputIndex) -> Result<Lookup> {
+        Ok(self.lock().query(deps, digest, output))
+    }
+
+    fn records(&self, key: &KeyId) -> Result<Vec<CacheRecord>> {
+        Ok(self.lock().records.get(key).cloned().unwrap_or_default())
+    }
+
+    async fn load(&self, record: &CacheRecord) -> Result<Option<Option<ResultRef>>> {
+        let mut store = self.lock();
+        let result = store.results.get(&record.id).cloned();
+        if result.is_none() {
+            store.forget_gone();
+        }
+        Ok(result)
+    }
+
+    async fn save(&self, keys: &[NewKey], result: Option<&ResultRef>) -> Result<Vec<KeyId>> {
+        Ok(self.lock().save(keys, result))
+    }
+
+    async fn link(&self, key: &NewKey, to: &KeyId) -> Result<()> {
+        let mut store = self.lock();
+        if store.keys.contains(to) {
+            store.link(key, to, |key| !key.is_random());
+        }
+        Ok(())
+    }
+
+    async fn lost(&self, result: &ResultRef) -> Result<()> {
+        let mut store = self.lock();
+        store.results.retain(|_, other| !other.as_ref().is_some_and(|other| Arc::ptr_eq(other, result)));
+        store.forget_gone();
+        Ok(())
+    }
+}
+
+impl Store {
+    fn query(&self, deps: &[Vec<KeyAndSelector>], digest: &KeyDigest, output: OutputIndex) -> Lookup {
+        if deps.is_empty() {
+            let root = digest.root(output);
+            let keys = self.keys.contains(&root).then_some(root);
+            return Lookup { keys: keys.into_iter().collect(), reached: Vec::new() };
+        }
+        let reach = |(input, dep): (usize, &Vec<KeyAndSelector>)| -> BTreeSet<KeyId> {
+            let link = Link { input, digest: *digest, output };
+            dep.iter()
+                .filter_map(|from| self.links.get(&(from.clone(), link.clone())))
+                .flatten()
+                .cloned()
+                .collect()
+        };
+        let reached: Vec<_> = deps.iter().enumerate().map(reach).collect();
+        let common = |key: &KeyId| reached.iter().all(|keys| keys.contains(key));
+        let keys = reached[0].iter().filter(|key| common(key)).cloned().collect();
+        Lookup { keys, reached: reached.iter().map(|keys| !keys.is_empty()).collect() }
+    }
+
+    fn save(&mut self, keys: &[NewKey], result: Option<&ResultRef>) -> Vec<KeyId> {
+        self.clock += 1;
+        let known = self.results.iter().find(|(_, other)| match (other, result) {
+            (Some(other), Some(result)) => Arc::ptr_eq(other, result),
+            _ => false,
+        });
+        let id =
+            known.map_or_else(|| RecordId(Arc::from(format!("r{:08}", self.clock))), |(id, _)| id.clone());
+        let record = CacheRecord {
+            id: id.clone(),
+            created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(self.clock),
+            priority: 1,
+            origin: Origin::Local,
+        };
+        let mut ids = Vec::new();
+        for key in keys {
+            let found = self.query(&key.deps, &key.digest, key.output).keys;
+            let id = match found.into_iter().next() {
+                Some(id) => id,
+                None if key.deps.is_empty() => key.digest.root(key.output),
+                None => {
+                    self.named += 1;
+                    KeyId::new(format!("k{:08}", self.named))
+                }
+            };
+            self.keys.insert(id.clone());
+            self.link(key, &id, |_| true);
+            let records = self.records.entry(id.clone()).or_default();
+            if records.iter().all(|other| other.id != record.id) {
+                records.push(record.clone());
+            }
+            ids.push(id);
+        }
+        self.results.entry(id).or_insert_with(|| result.cloned());
+        ids
+    }
+
+    fn link(&mut self, key: &NewKey, to: &KeyId, linked: impl Fn(&KeyId) -> bool) {
+        for (input, dep) in key.deps.iter().enumerate() {
+            for from in dep.iter().filter(|from| linked(&from.key)) {
+                let link = Link { input, digest: key.digest, output: key.output };
+                self.links.entry((from.clone(), link)).or_default().insert(to.clone());
+            }
+        }
+    }
+
+    fn forget_gone(&mut self) {
+        let Self { records, results, .. } = self;
+        for records in records.values_mut() {
+            records.retain(|record| results.contains_key(&record.id));
+        }
+    }
+}
