@@ -163,6 +163,11 @@ where
             drop(writer);
             finishing.await.map(|sent| (sent, Some(value)))
         }
+        // The client has stopped listening, and says why.
+        Err(source) if source.kind() == io::ErrorKind::BrokenPipe => match finishing.await? {
+            Sent::Skipped => Ok((Sent::Skipped, None)),
+            Sent::Taken => Err(Error::Write { path: "export".to_owned(), source }),
+        },
         // The call is dropped before the writer, so that what is there does not look like a whole file.
         Err(source) => Err(Error::Write { path: "export".to_owned(), source }),
     }

@@ -1,6 +1,7 @@
 //! Client sessions.
 #![forbid(unsafe_code)]
 
+pub mod attach;
 pub mod auth;
 pub mod blobs;
 mod channel;

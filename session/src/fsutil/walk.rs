@@ -40,6 +40,17 @@ impl fmt::Debug for WalkOptions {
     }
 }
 
+impl WalkOptions {
+    /// Whether the patterns can be used, said before anything is listed.
+    ///
+    /// # Errors
+    /// [`Error::Pattern`].
+    pub fn check(&self) -> Result<()> {
+        check_patterns("include", &self.include)?;
+        check_patterns("exclude", &self.exclude)
+    }
+}
+
 /// Lists the tree below `root` in protocol order, the root itself left out.
 ///
 /// Directories that are entered without being selected come once something below them does. The first name of a
