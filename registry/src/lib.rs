@@ -29,6 +29,8 @@ mod resolve;
 mod retry;
 mod scope;
 mod send;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tls;
 mod token;
 mod upload;

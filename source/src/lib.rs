@@ -8,6 +8,10 @@
 //! for each call.
 #![forbid(unsafe_code)]
 
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
+
 mod error;
 pub mod image;
 mod key;

@@ -1,78 +1,13 @@
 //! The client against a real registry process.
 
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
 use kiln_content::testing::MemoryStore;
 use kiln_content::{ContentStore, ContentStoreExt, Descriptor, Index, Manifest, Platform, media_type};
+use kiln_registry::testing::RegistryProcess;
 use kiln_registry::{Access, Error, FixedCredentials, PushOptions, Reference, Registry};
 
 use crate::faulty::{chain, config};
 
 const HTPASSWD: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
-
-struct Process {
-    child: Child,
-    address: String,
-    _dir: tempfile::TempDir,
-}
-
-impl Process {
-    /// Starts a registry; `None`, with a notice, where there is none to start.
-    fn start(extra: impl Fn(&std::path::Path) -> String) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        for _ in 0..5 {
-            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-            let file = dir.path().join("config.yml");
-            std::fs::write(
-                &file,
-                format!(
-                    "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{}",
-                    dir.path().join("storage").display(),
-                    extra(dir.path()),
-                ),
-            )
-            .unwrap();
-            let spawned = Command::new("docker-registry")
-                .arg("serve")
-                .arg(&file)
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn();
-            let mut child = match spawned {
-                Ok(child) => child,
-                Err(error) if std::env::var_os("CI").is_some() => panic!("docker-registry: {error}"),
-                Err(error) => {
-                    eprintln!("skipped: docker-registry cannot be started: {error}");
-                    return None;
-                }
-            };
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
-                if TcpStream::connect(&address).is_ok() {
-                    return Some(Self { child, address, _dir: dir });
-                }
-                std::thread::yield_now();
-            }
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        panic!("docker-registry does not come up");
-    }
-
-    fn reference(&self, rest: &str) -> Reference {
-        Reference::parse(&format!("{}/{rest}", self.address)).unwrap()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// An index of two images that share a layer of some size.
 async fn sample(store: &MemoryStore) -> Descriptor {
@@ -133,12 +68,12 @@ async fn pull_all(
 
 #[tokio::test]
 async fn what_is_pushed_can_be_pulled() {
-    let Some(process) = Process::start(|_| String::new()) else { return };
+    let Some(process) = RegistryProcess::start().unwrap() else { return };
     let registry = Registry::new(config());
     let access = Access::anonymous();
     let store = MemoryStore::new();
     let root = sample(&store).await;
-    let tagged = process.reference("a/b:t");
+    let tagged = process.reference("a/b:t").unwrap();
     registry.push(&tagged, &root, &store, PushOptions::default(), access).await.unwrap();
     // All of it is there now, so this sends nothing but questions.
     registry.push(&tagged, &root, &store, PushOptions::default(), access).await.unwrap();
@@ -150,18 +85,18 @@ async fn what_is_pushed_can_be_pulled() {
     let pulled = pull_all(&registry, &tagged, &found, access).await;
     assert_eq!(pulled.list().await.unwrap(), store.list().await.unwrap());
 
-    let error = registry.resolve(&process.reference("a/b:other"), access).await.unwrap_err();
-    assert_eq!(chain(&error), format!("{}/a/b:other: not found", process.address));
+    let error = registry.resolve(&process.reference("a/b:other").unwrap(), access).await.unwrap_err();
+    assert_eq!(chain(&error), format!("{}/a/b:other: not found", process.address()));
 }
 
 #[tokio::test]
 async fn a_push_by_digest_leaves_the_tag_alone() {
-    let Some(process) = Process::start(|_| String::new()) else { return };
+    let Some(process) = RegistryProcess::start().unwrap() else { return };
     let registry = Registry::new(config());
     let access = Access::anonymous();
     let store = MemoryStore::new();
     let root = sample(&store).await;
-    let tagged = process.reference("a/b:t");
+    let tagged = process.reference("a/b:t").unwrap();
     let options = PushOptions::default().by_digest(true);
     registry.push(&tagged, &root, &store, options, access).await.unwrap();
     let error = registry.resolve(&tagged, access).await.unwrap_err();
@@ -171,12 +106,12 @@ async fn a_push_by_digest_leaves_the_tag_alone() {
 
 #[tokio::test]
 async fn blobs_of_another_repository_are_mounted() {
-    let Some(process) = Process::start(|_| String::new()) else { return };
+    let Some(process) = RegistryProcess::start().unwrap() else { return };
     let registry = Registry::new(config());
     let access = Access::anonymous();
     let store = MemoryStore::new();
     let root = sample(&store).await;
-    let first = process.reference("a/first:t");
+    let first = process.reference("a/first:t").unwrap();
     registry.push(&first, &root, &store, PushOptions::default(), access).await.unwrap();
 
     // Only the documents are here; every other blob must come from the other repository.
@@ -187,7 +122,7 @@ async fn blobs_of_another_repository_are_mounted() {
         thin.put(store.get(&manifest.digest, 1 << 20).await.unwrap()).await.unwrap();
     }
     thin.put(bytes).await.unwrap();
-    let second = process.reference("a/second:t");
+    let second = process.reference("a/second:t").unwrap();
     let options = PushOptions::default().origins(&origins);
     registry.push(&second, &root, &thin, options, access).await.unwrap();
     let pulled = pull_all(&registry, &second, &root, access).await;
@@ -196,12 +131,12 @@ async fn blobs_of_another_repository_are_mounted() {
 
 #[tokio::test]
 async fn ranges_are_served() {
-    let Some(process) = Process::start(|_| String::new()) else { return };
+    let Some(process) = RegistryProcess::start().unwrap() else { return };
     let registry = Registry::new(config());
     let access = Access::anonymous();
     let store = MemoryStore::new();
     let root = sample(&store).await;
-    let reference = process.reference("a/b:t");
+    let reference = process.reference("a/b:t").unwrap();
     registry.push(&reference, &root, &store, PushOptions::default(), access).await.unwrap();
     let largest = store.list().await.unwrap().into_iter().max_by_key(|blob| blob.size).unwrap();
     let descriptor = Descriptor::new(media_type::OCI_LAYER, largest.digest, largest.size);
@@ -216,15 +151,15 @@ async fn ranges_are_served() {
 
 #[tokio::test]
 async fn passwords_are_asked_for() {
-    let started = Process::start(|dir| {
-        std::fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
-        format!("auth:\n  htpasswd:\n    realm: kiln\n    path: {}/htpasswd\n", dir.display())
+    let started = RegistryProcess::start_with(|dir| {
+        std::fs::write(dir.join("htpasswd"), HTPASSWD)?;
+        Ok(format!("auth:\n  htpasswd:\n    realm: kiln\n    path: {}/htpasswd\n", dir.display()))
     });
-    let Some(process) = started else { return };
+    let Some(process) = started.unwrap() else { return };
     let registry = Registry::new(config());
     let store = MemoryStore::new();
     let root = sample(&store).await;
-    let reference = process.reference("a/b:t");
+    let reference = process.reference("a/b:t").unwrap();
     let good = FixedCredentials::new("user", "secret");
     let bad = FixedCredentials::new("user", "wrong");
     let options = PushOptions::default();
