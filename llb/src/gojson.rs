@@ -23,7 +23,7 @@ pub fn to_string(value: &(impl Serialize + ?Sized)) -> Result<String, serde_json
     let mut out = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, GoFormatter);
     value.serialize(&mut serializer)?;
-    String::from_utf8(out).map_err(|e| serde::ser::Error::custom(e))
+    String::from_utf8(out).map_err(serde::ser::Error::custom)
 }
 
 /// Appends `text` as a quoted string.

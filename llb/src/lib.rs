@@ -1,5 +1,4 @@
-//! The LLB graph language: messages, builder, canonical encoding, digests and rendering.
-#![doc = ""]
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub mod caps;
@@ -11,11 +10,13 @@ pub mod platform;
 pub mod protojson;
 pub mod render;
 mod schema;
+pub mod state;
 mod wire;
 
 pub use crate::definition::{Entry, RawOp, VertexDigest, canonical_op, marshal_op, walk};
 pub use crate::error::{Error, Result};
 pub use crate::schema::Schema;
+pub use crate::state::State;
 pub use crate::wire::Message;
 
 /// Encoded `FileDescriptorSet` of the messages in [`pb`].
