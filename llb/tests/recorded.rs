@@ -1,4 +1,5 @@
 //! Definitions recorded from the reference: decoding, rendering, canonical bytes, digests.
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::fs;
 use std::path::Path;
