@@ -15,12 +15,15 @@
 mod contenthash;
 mod db;
 mod error;
+mod filter;
+mod gc;
 mod janitor;
 mod keys;
 mod live;
 mod manager;
 mod mutable;
 mod provider;
+mod prune;
 mod record;
 mod recovery;
 mod reference;
@@ -32,9 +35,11 @@ pub use crate::contenthash::{
     ChangeLog, ContentChange, ContentHeader, ContentSelector, EntryKind, nil_content_digest,
 };
 pub use crate::error::{BoxError, Error, Result};
+pub use crate::gc::GcLimits;
 pub use crate::manager::{CacheManager, CacheOptions};
 pub use crate::mutable::{MutableRef, Sharing};
 pub use crate::provider::{BlobProvider, LayerPhase, LayerProgress, NoProvider};
+pub use crate::prune::Disk;
 pub use crate::record::{Layer, LayerBlob, RecordId, RecordOptions, RecordType};
 pub use crate::reference::Ref;
 pub use crate::usage::{GcPolicy, PruneOptions, UsageQuery, UsageRecord};

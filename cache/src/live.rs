@@ -109,10 +109,6 @@ impl Live {
         self.released.notify_waiters();
     }
 
-    pub(crate) fn in_use(&self, id: &RecordId) -> bool {
-        self.slots().get(id).is_some_and(|slot| !slot.idle())
-    }
-
     /// Records in use now.
     pub(crate) fn used(&self) -> Vec<RecordId> {
         self.slots().iter().filter(|(_, slot)| !slot.idle()).map(|(id, _)| id.clone()).collect()

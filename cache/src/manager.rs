@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     lazy: tokio::sync::Mutex<()>,
     /// One at a time finds or makes a cache mount or local source.
     pub(crate) naming: tokio::sync::Mutex<()>,
+    /// One at a time removes records for space.
+    pub(crate) pruning: tokio::sync::Mutex<()>,
     pub(crate) shared_mounts: Mutex<HashMap<String, Weak<crate::mutable::MutableInner>>>,
     pub(crate) unpacks: tokio::sync::Semaphore,
     pub(crate) tasks: TaskTracker,
@@ -102,6 +104,7 @@ impl CacheManager {
             layers: Mutex::default(),
             lazy: tokio::sync::Mutex::default(),
             naming: tokio::sync::Mutex::default(),
+            pruning: tokio::sync::Mutex::default(),
             shared_mounts: Mutex::default(),
             unpacks: tokio::sync::Semaphore::new(options.max_unpacks.max(1)),
             tasks: TaskTracker::new(),

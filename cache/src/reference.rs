@@ -124,10 +124,6 @@ impl Record {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn description(&self) -> &str {
-        &self.description
-    }
-
     /// The row that says what this record is.
     pub(crate) fn row(&self) -> RecordRow {
         let state = self.state().clone();
@@ -353,26 +349,5 @@ pub(crate) fn publish(transaction: &Transaction<'_>, records: &[Ref]) -> Result<
 pub(crate) fn mark_published(records: &[Ref]) {
     for record in records {
         record.0.state().published = true;
-    }
-}
-
-impl crate::CacheManager {
-    /// Lists records, oldest first.
-    pub async fn disk_usage(&self, _query: &crate::UsageQuery) -> Result<Vec<crate::UsageRecord>> {
-        Ok(Vec::new())
-    }
-
-    /// Removes records; each one removed is sent.
-    pub async fn prune(
-        &self,
-        _options: &crate::PruneOptions,
-        _removed: tokio::sync::mpsc::Sender<crate::UsageRecord>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    /// Applies each policy in turn.
-    pub async fn gc(&self, _policies: &[crate::GcPolicy]) -> Result<()> {
-        Ok(())
     }
 }

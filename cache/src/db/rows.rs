@@ -172,17 +172,14 @@ pub(crate) fn load(connection: &Connection, id: &RecordId) -> Result<Option<Reco
     Ok(Some(row))
 }
 
-/// Calls `each` with every record, oldest first, without names or blobs' descriptors being left out.
-pub(crate) fn for_each(
-    connection: &Connection,
-    mut each: impl FnMut(i64, RecordRow) -> Result<()>,
-) -> Result<()> {
+/// Calls `each` with every record, oldest first.
+pub(crate) fn for_each(connection: &Connection, mut each: impl FnMut(RecordRow) -> Result<()>) -> Result<()> {
     let mut statement = connection.prepare(&format!("SELECT {COLUMNS} FROM records ORDER BY seq"))?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (seq, mut record) = read(row)?;
         complete(connection, seq, &mut record)?;
-        each(seq, record)?;
+        each(record)?;
     }
     Ok(())
 }

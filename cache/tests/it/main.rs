@@ -6,4 +6,5 @@ mod lazy;
 mod mutables;
 mod recovery;
 mod refs;
+mod space;
 mod support;
