@@ -1,0 +1,1 @@
+//! Our senders and receivers against recorded transfers of the reference.
