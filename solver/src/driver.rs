@@ -24,6 +24,8 @@ use crate::outcome::Outcome;
 use crate::progress::{JobLog, ProgressStream};
 use crate::scheduler::{BuildId, Effect, Event, JobId, Limits, Query, Scheduler, WorkId};
 
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use crate::driver::calls::find;
 pub use crate::driver::job::Job;
 
 /// Solves graphs for many jobs at once. Cheap to clone.

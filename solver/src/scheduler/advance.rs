@@ -34,6 +34,8 @@ impl Scheduler {
             }
             match self.nodes[id].stage.clone() {
                 Stage::Start => self.begin(id, effects),
+                Stage::Begun if self.nodes[id].maps.is_empty() && !self.want_map(id, 0, effects) => {}
+                Stage::Begun => self.nodes[id].stage = Stage::Lookup { slow: false },
                 Stage::Lookup { slow } => {
                     if !self.look(id, effects) {
                         self.look_further(id, slow, effects);
@@ -54,12 +56,14 @@ impl Scheduler {
         }
     }
 
+    /// Asks for the op's map and for the inputs' keys, which are needed in any case.
     fn begin(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
-        if self.want_map(id, 0, effects) {
-            self.nodes[id].stage = Stage::Lookup { slow: false };
-            let inputs = 0..self.nodes[id].inputs.len();
-            self.demand_inputs(id, inputs, Level::Fast);
+        self.nodes[id].stage = Stage::Begun;
+        if self.nodes[id].maps.is_empty() {
+            self.want_map(id, 0, effects);
         }
+        let inputs = 0..self.nodes[id].inputs.len();
+        self.demand_inputs(id, inputs, Level::Fast);
     }
 
     /// Looks for keys and results with what is known. Returns whether that takes time.

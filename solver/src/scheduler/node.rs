@@ -34,6 +34,8 @@ pub(super) enum Level {
 pub(super) enum Stage {
     /// Nothing has been asked yet.
     Start,
+    /// Waiting for the op's map and the inputs' keys.
+    Begun,
     /// Looking for keys and records with what is known of the inputs: definitions, or more if `slow`.
     Lookup { slow: bool },
     /// Waiting for the content keys of these inputs.

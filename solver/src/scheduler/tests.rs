@@ -1,1 +1,229 @@
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
+use proptest::prelude::*;
+
+use crate::driver::find;
+use crate::keys::CacheKeys;
+use crate::scheduler::{BuildId, Call, Effect, Event, JobId, Limits, Reply, Scheduler};
+use crate::testing::{Disturbances, GraphSpec, MemoryKeys, Oracle, Script, Value, VertexSpec, simulate};
+use crate::testing::{Report, oracle_context, oracle_now};
+use crate::vertex::{Edge, Graph, OutputIndex, VertexIndex};
+
+type Runs = Arc<Mutex<HashMap<String, usize>>>;
+
+/// Builds one edge in a job of its own, events in order of arrival; returns the result's text and the texts of what
+/// ran, sorted.
+fn build(keys: &MemoryKeys, graph: &Arc<Graph>, edge: Edge) -> (Result<String, String>, Vec<String>) {
+    let mut scheduler = Scheduler::new(Limits { processes: 4, light: 64 });
+    let mut events = VecDeque::from([
+        Event::JobOpened(JobId(1)),
+        Event::BuildWanted { job: JobId(1), build: BuildId(1), graph: Arc::clone(graph), edges: vec![edge] },
+    ]);
+    let mut ran = Vec::new();
+    let mut result = None;
+    let mut effects = Vec::new();
+    let cx = oracle_context();
+    while let Some(event) = events.pop_front() {
+        scheduler.step(event, &mut effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Query(query) => {
+                    events.push_back(Event::Queried { query: query.id, found: find(keys, &query) });
+                }
+                Effect::Start { work, call } => {
+                    let reply = match call {
+                        Call::CacheMap { op, index } => Reply::CacheMap(oracle_now(op.cache_map(&cx, index))),
+                        Call::ContentKey { op, input, result } => {
+                            Reply::ContentKey(oracle_now(op.content_key(&cx, input, result.as_ref())))
+                        }
+                        Call::Exec { op, inputs } => {
+                            let made = oracle_now(op.exec(&cx, inputs));
+                            ran.push(match &made {
+                                Ok(made) => Value::text(made[0].as_ref()).to_owned(),
+                                Err(_) => "failed".to_owned(),
+                            });
+                            Reply::Exec(made)
+                        }
+                        Call::Load { record } => Reply::Load(keys.load(&record).now_or_never().unwrap()),
+                        Call::Save { items } => Reply::Save(
+                            items
+                                .iter()
+                                .map(|(new, result)| keys.save(new, result.as_ref()).now_or_never().unwrap())
+                                .collect(),
+                        ),
+                        Call::Lost { .. } => Reply::Lost,
+                    };
+                    events.push_back(Event::Done { work, reply });
+                }
+                Effect::Link { key, to } => keys.link(&key, &to).now_or_never().unwrap().unwrap(),
+                Effect::BuildDone { result: done, .. } => {
+                    result = Some(
+                        done.map(|results| Value::text(results[0].result.as_ref()).to_owned())
+                            .map_err(|error| error.to_string()),
+                    );
+                }
+                _ => {}
+            }
+        }
+        if result.is_some() && events.is_empty() && !scheduler.jobs.is_empty() {
+            events.push_back(Event::JobClosed(JobId(1)));
+        }
+    }
+    assert!(scheduler.is_empty(), "left over: {scheduler:#?}");
+    ran.sort();
+    (result.expect("the build ends"), ran)
+}
+
+fn last(graph: &Graph) -> Edge {
+    Edge { vertex: VertexIndex(graph.vertices().len() as u32 - 1), output: OutputIndex(0) }
+}
+
+fn specs() -> impl Strategy<Value = GraphSpec> {
+    let op = prop_oneof![12 => 0u8..20, 1 => Just(255u8)];
+    let inputs = prop::collection::vec((0u8..4, 0u8..2), 0..4);
+    let vertex =
+        (op, inputs, 0u8..3).prop_map(|(op, inputs, salt)| VertexSpec { op, inputs, salt, forced: false });
+    prop::collection::vec(vertex, 1..12).prop_map(|vertices| GraphSpec { vertices })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+    /// A series of builds on one store gives the same results, runs the same ops and leaves the same store as the
+    /// naive evaluator.
+    #[test]
+    fn does_what_the_oracle_does(series in prop::collection::vec((specs(), 0usize..3, any::<bool>()), 1..5)) {
+        let (ours, theirs) = (MemoryKeys::new(), MemoryKeys::new());
+        let runs = Runs::default();
+        for (spec, session, prune) in series {
+            let graph = Arc::new(spec.graph(session, &runs).unwrap());
+            let edge = last(&graph);
+            let (result, ran) = build(&ours, &graph, edge);
+            let mut oracle = Oracle::new(&theirs, &graph);
+            let want = oracle.complete(edge);
+            let want = want.map(|result| Value::text(result.as_ref()).to_owned()).map_err(|e| e.to_string());
+            prop_assert_eq!(&result, &want);
+            if result.is_ok() {
+                let mut executed = oracle.executed;
+                executed.sort();
+                prop_assert_eq!(ran, executed);
+                prop_assert_eq!(ours.saved(), theirs.saved());
+            } else {
+                // How far it gets before the failure is seen is a matter of order: start again from there.
+                return Ok(());
+            }
+            if prune {
+                let odd = |text: &str| text.len() % 3 == 0;
+                ours.drop_results(|result| odd(Value::text(result)));
+                theirs.drop_results(|result| odd(Value::text(result)));
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn check_seeds(seeds: std::ops::Range<u64>, disturbances: Disturbances) -> Report {
+    let mut sum = Report::default();
+    for seed in seeds {
+        match simulate(seed, disturbances) {
+            Ok(report) => {
+                sum.steps += report.steps;
+                sum.runs += report.runs;
+                sum.results += report.results;
+                sum.failures += report.failures;
+                sum.cancelled += report.cancelled;
+            }
+            Err(wrong) => panic!("{wrong}"),
+        }
+    }
+    assert!(sum.results > 0);
+    sum
+}
+
+#[test]
+fn undisturbed_jobs_run_each_key_once() {
+    check_seeds(0..700, Disturbances::default());
+}
+
+#[test]
+fn failing_vertices_fail_their_users_alone() {
+    let sum = check_seeds(1000..1500, Disturbances { failing: 5, ..Disturbances::default() });
+    assert!(sum.failures > 50);
+}
+
+#[test]
+fn cancels_disturb_nobody_else() {
+    let sum = check_seeds(2000..2700, Disturbances { cancels: 2, ..Disturbances::default() });
+    assert!(sum.cancelled > 100);
+}
+
+#[test]
+fn lost_and_pruned_results_are_made_again() {
+    check_seeds(3000..3500, Disturbances { losses: 5, prunes: 2, ..Disturbances::default() });
+}
+
+#[test]
+fn everything_at_once() {
+    let all = Disturbances { cancels: 1, failures: 2, losses: 3, prunes: 1, forced: 10, failing: 2 };
+    check_seeds(4000..5000, all);
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let all = Disturbances { cancels: 1, failures: 2, losses: 3, prunes: 1, forced: 10, failing: 2 };
+    assert_eq!(simulate(17, all), simulate(17, all));
+}
+
+#[track_caller]
+fn check_time(vertices: Vec<crate::vertex::Vertex>, limit: Duration) {
+    let keys = MemoryKeys::new();
+    let graph = Arc::new(Graph::new(vertices).unwrap());
+    let started = Instant::now();
+    let (result, ran) = build(&keys, &graph, last(&graph));
+    let cold = started.elapsed();
+    assert!(result.is_ok());
+    assert_eq!(ran.len(), graph.vertices().len());
+    let started = Instant::now();
+    assert_eq!(build(&keys, &graph, last(&graph)), (result, Vec::new()));
+    let warm = started.elapsed();
+    println!("{} vertices: cold {cold:?}, warm {warm:?}", graph.vertices().len());
+    assert!(cold < limit && warm < limit, "cold {cold:?}, warm {warm:?}");
+}
+
+/// Generous limits for unoptimised code on a busy machine; quadratic cost is far beyond.
+#[test]
+fn large_graphs_cost_linear_time() {
+    let runs = Runs::default();
+    let deep = |length: u32| {
+        let mut vertices = vec![Script::new("base", 0).vertex("base", &[], &runs)];
+        for step in 1..length {
+            vertices.push(Script::new(&format!("s{step}"), 1).vertex(
+                &format!("{step}"),
+                &[(step - 1, 0)],
+                &runs,
+            ));
+        }
+        vertices
+    };
+    check_time(deep(10_000), Duration::from_secs(5));
+    let mut wide = vec![Script::new("base", 0).vertex("base", &[], &runs)];
+    for leaf in 1..9_999 {
+        wide.push(Script::new(&format!("l{leaf}"), 1).vertex(&format!("{leaf}"), &[(0, 0)], &runs));
+    }
+    let all: Vec<_> = (1..9_999).map(|leaf| (leaf, 0)).collect();
+    wide.push(Script::new("top", all.len()).vertex("top", &all, &runs));
+    check_time(wide, Duration::from_secs(5));
+    let mut diamonds = vec![Script::new("base", 0).vertex("base", &[], &runs)];
+    for level in 1..1_000u32 {
+        let below = (level - 1, 0);
+        diamonds.push(Script::new(&format!("d{level}"), 2).vertex(
+            &format!("{level}"),
+            &[below, below],
+            &runs,
+        ));
+    }
+    check_time(diamonds, Duration::from_secs(5));
+}

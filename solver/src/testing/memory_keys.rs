@@ -21,7 +21,9 @@ struct Store {
     keys: BTreeSet<KeyId>,
     links: HashMap<(KeyAndSelector, Link), BTreeSet<KeyId>>,
     records: BTreeMap<KeyId, Vec<CacheRecord>>,
-    results: HashMap<RecordId, Option<ResultRef>>,
+    results: BTreeMap<RecordId, Option<ResultRef>>,
+    /// Records by the address of their result, which they keep alive.
+    by_address: HashMap<usize, RecordId>,
     clock: u64,
     named: u64,
 }
@@ -56,9 +58,12 @@ impl MemoryKeys {
         store.forget_gone();
     }
 
-    /// Makes all results unloadable whose records were made in `ages`, without their records going.
+    /// Makes results unloadable for which `broken` holds, while their records stay listed.
     pub fn break_results(&self, mut broken: impl FnMut(&RecordId) -> bool) {
-        self.lock().results.retain(|id, _| !broken(id));
+        let mut store = self.lock();
+        store.results.retain(|id, _| !broken(id));
+        let Store { results, by_address, .. } = &mut *store;
+        by_address.retain(|_, id| results.contains_key(id));
     }
 
     fn lock(&self) -> MutexGuard<'_, Store> {
@@ -128,12 +133,10 @@ impl Store {
 
     fn save(&mut self, keys: &[NewKey], result: Option<&ResultRef>) -> Vec<KeyId> {
         self.clock += 1;
-        let known = self.results.iter().find(|(_, other)| match (other, result) {
-            (Some(other), Some(result)) => Arc::ptr_eq(other, result),
-            _ => false,
-        });
-        let id =
-            known.map_or_else(|| RecordId(Arc::from(format!("r{:08}", self.clock))), |(id, _)| id.clone());
+        let address = result.map(|result| Arc::as_ptr(result).cast::<()>().addr());
+        let known = address.and_then(|address| self.by_address.get(&address)).cloned();
+        let id = known.unwrap_or_else(|| RecordId(Arc::from(format!("r{:08}", self.clock))));
+        self.by_address.extend(address.map(|address| (address, id.clone())));
         let record = CacheRecord {
             id: id.clone(),
             created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(self.clock),
@@ -173,7 +176,8 @@ impl Store {
     }
 
     fn forget_gone(&mut self) {
-        let Self { records, results, .. } = self;
+        let Self { records, results, by_address, .. } = self;
+        by_address.retain(|_, id| results.contains_key(id));
         for records in records.values_mut() {
             records.retain(|record| results.contains_key(&record.id));
         }

@@ -1,10 +1,18 @@
 //! For tests of users and implementations: an in-memory [`CacheKeys`](crate::CacheKeys), the conformance suite that
-//! every implementation passes, scripted ops.
+//! every implementation passes, scripted ops, random graphs, a naive evaluator, and a simulation of many jobs.
 
 mod conformance;
 mod memory_keys;
+mod oracle;
+mod random;
 mod script;
+mod simulation;
 
 pub use crate::testing::conformance::conformance;
 pub use crate::testing::memory_keys::MemoryKeys;
+pub use crate::testing::oracle::Oracle;
+#[cfg(test)]
+pub(crate) use crate::testing::oracle::{context as oracle_context, now as oracle_now};
+pub use crate::testing::random::{GraphSpec, Rng, VertexSpec};
 pub use crate::testing::script::{Script, ScriptOp, Value};
+pub use crate::testing::simulation::{Disturbances, Report, simulate};
