@@ -1,1 +1,4 @@
-//! The Dockerfile language: parser and lowering to LLB.
+//! The Dockerfile language.
+#![forbid(unsafe_code)]
+mod shell;
+mod text;
