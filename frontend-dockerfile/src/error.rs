@@ -56,7 +56,9 @@ impl Error {
     #[must_use]
     pub(crate) fn context(self, what: impl std::fmt::Display) -> Self {
         match self {
-            Self::Language { message, places } => Self::Language { message: format!("{what}: {message}"), places },
+            Self::Language { message, places } => {
+                Self::Language { message: format!("{what}: {message}"), places }
+            }
             Self::Bridge { source, places } => {
                 Self::Bridge { source: Box::new(source.context(what.to_string())), places }
             }
@@ -69,6 +71,20 @@ impl Error {
         match self {
             Self::Language { message, places } => Self::Language { message: change(message), places },
             other => other,
+        }
+    }
+
+    /// Appends a hint to the whole message.
+    #[must_use]
+    pub(crate) fn with_suffix(self, suffix: &str) -> Self {
+        match self {
+            Self::Language { message, places } => {
+                Self::Language { message: format!("{message}{suffix}"), places }
+            }
+            Self::Bridge { source, places } => {
+                let message = format!("{}{suffix}", source.chain());
+                Self::Bridge { source: Box::new(FrontendError::Resolve { message, source: None }), places }
+            }
         }
     }
 

@@ -21,7 +21,8 @@ impl LineRange {
     }
 
     pub(crate) fn to_pb(self) -> pb::Range {
-        let position = |line: usize| pb::Position { line: i32::try_from(line).unwrap_or(i32::MAX), character: 0 };
+        let position =
+            |line: usize| pb::Position { line: i32::try_from(line).unwrap_or(i32::MAX), character: 0 };
         pb::Range { start: Some(position(self.start)), end: Some(position(self.end)) }
     }
 }

@@ -25,11 +25,18 @@ pub(crate) fn quote(text: &str) -> String {
 }
 
 fn is_printable(c: char) -> bool {
-    c == ' ' || !(c.is_control() || c.is_whitespace() || matches!(c as u32, 0xfeff | 0x200b..=0x200f | 0xe000..=0xf8ff))
+    c == ' '
+        || !(c.is_control()
+            || c.is_whitespace()
+            || matches!(c as u32, 0xfeff | 0x200b..=0x200f | 0xe000..=0xf8ff))
 }
 
 /// Finds the option closest to `word`: at least one and fewer than three edits away.
-pub(crate) fn suggest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>, case_sensitive: bool) -> Option<&'a str> {
+pub(crate) fn suggest<'a>(
+    word: &str,
+    options: impl IntoIterator<Item = &'a str>,
+    case_sensitive: bool,
+) -> Option<&'a str> {
     let fold = |text: &str| if case_sensitive { text.to_owned() } else { text.to_lowercase() };
     let word = fold(word);
     let mut best: Option<(usize, &str)> = None;
@@ -47,7 +54,12 @@ pub(crate) fn suggest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>
 }
 
 /// Appends ` (did you mean X?)` if there is a close option.
-pub(crate) fn with_suggestion<'a>(message: String, word: &str, options: impl IntoIterator<Item = &'a str>, case_sensitive: bool) -> String {
+pub(crate) fn with_suggestion<'a>(
+    message: String,
+    word: &str,
+    options: impl IntoIterator<Item = &'a str>,
+    case_sensitive: bool,
+) -> String {
     match suggest(word, options, case_sensitive) {
         Some(option) => format!("{message} (did you mean {option}?)"),
         None => message,

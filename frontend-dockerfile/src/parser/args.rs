@@ -14,7 +14,9 @@ pub(super) fn parse(keyword: &str, rest: &str, escape: char) -> Result<Args> {
         "label" => Args::Pairs(pairs(rest, "LABEL", escape)?),
         "arg" => Args::Pairs(words(rest, escape).iter().map(|word| named(word)).collect()),
         "healthcheck" => match rest.find(char::is_whitespace) {
-            Some(at) => Args::Typed(rest[..at].to_owned(), Box::new(json_or(rest[at..].trim_start(), whole)?)),
+            Some(at) => {
+                Args::Typed(rest[..at].to_owned(), Box::new(json_or(rest[at..].trim_start(), whole)?))
+            }
             None => Args::Typed(rest.to_owned(), Box::new(Args::Words(Vec::new()))),
         },
         "onbuild" if rest.is_empty() => Args::Trigger(None),
@@ -28,7 +30,10 @@ fn whole(rest: &str) -> Vec<String> {
 }
 
 fn on_whitespace(rest: &str) -> Vec<String> {
-    rest.split(['\t', '\u{b}', '\u{c}', '\r', ' ']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    rest.split(['\t', '\u{b}', '\u{c}', '\r', ' '])
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn json_or(rest: &str, other: fn(&str) -> Vec<String>) -> Result<Args> {
@@ -39,7 +44,8 @@ fn json_or(rest: &str, other: fn(&str) -> Vec<String>) -> Result<Args> {
     match serde_json::from_str::<Vec<serde_json::Value>>(text) {
         Err(_) => Ok(Args::Words(other(rest))),
         Ok(items) => {
-            let strings: Option<Vec<String>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
+            let strings: Option<Vec<String>> =
+                items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
             let only_strings = "when using JSON array syntax, arrays must be comprised of strings only";
             Ok(Args::Json(strings.ok_or_else(|| Error::new(only_strings))?))
         }
@@ -48,7 +54,9 @@ fn json_or(rest: &str, other: fn(&str) -> Vec<String>) -> Result<Args> {
 
 fn named(word: &str) -> Pair {
     match word.split_once('=') {
-        Some((name, value)) => Pair { name: name.to_owned(), value: Some(value.to_owned()), has_delimiter: true },
+        Some((name, value)) => {
+            Pair { name: name.to_owned(), value: Some(value.to_owned()), has_delimiter: true }
+        }
         None => Pair { name: word.to_owned(), value: None, has_delimiter: false },
     }
 }
@@ -59,8 +67,9 @@ fn pairs(rest: &str, keyword: &str, escape: char) -> Result<Vec<Pair>> {
     if !first.contains('=') {
         // The old form: one name, and all the rest as its value.
         let is_blank = |c: char| matches!(c, '\t' | '\u{b}' | '\u{c}' | '\r' | ' ');
-        let (name, value) =
-            rest.split_once(is_blank).ok_or_else(|| Error::new(format!("{keyword} must have two arguments")))?;
+        let (name, value) = rest
+            .split_once(is_blank)
+            .ok_or_else(|| Error::new(format!("{keyword} must have two arguments")))?;
         let value = value.trim_start_matches(is_blank).to_owned();
         return Ok(vec![Pair { name: name.to_owned(), value: Some(value), has_delimiter: false }]);
     }

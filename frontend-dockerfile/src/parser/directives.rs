@@ -53,7 +53,8 @@ impl Directives {
 fn key_value<'a>(line: &'a str, mark: &str) -> Option<(&'a str, &'a str)> {
     let (key, value) = line.strip_prefix(mark)?.trim_start().split_once('=')?;
     let (key, value) = (key.trim_end(), value.trim());
-    let named = key.starts_with(|c: char| c.is_ascii_alphabetic()) && key.chars().all(|c| c.is_ascii_alphanumeric());
+    let named =
+        key.starts_with(|c: char| c.is_ascii_alphabetic()) && key.chars().all(|c| c.is_ascii_alphanumeric());
     (named && !value.is_empty()).then_some((key, value))
 }
 
@@ -74,12 +75,13 @@ pub(crate) fn directive(name: &str, data: &[u8]) -> Option<Found> {
 /// Finds the syntax directive in any of its forms: `#` comments, `//` comments, a JSON file.
 pub(crate) fn detect_syntax(data: &[u8]) -> Option<Found> {
     let (rest, skipped) = skip_shebang(data);
-    in_comments("syntax", rest, "#", skipped).or_else(|| in_comments("syntax", rest, "//", skipped)).or_else(|| {
-        let file: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(rest).ok()?;
-        // The key may have any case, as the reference's decoder has it.
-        let value = file.iter().find(|(key, _)| key.eq_ignore_ascii_case("syntax"))?.1.as_str()?;
-        found(value, vec![LineRange::line(skipped + 1)])
-    })
+    in_comments("syntax", rest, "#", skipped).or_else(|| in_comments("syntax", rest, "//", skipped)).or_else(
+        || {
+            let file: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(rest).ok()?;
+            let value = file.get("syntax")?.as_str()?.to_owned();
+            Some(Found { first: value.clone(), value, lines: vec![LineRange::line(skipped)] })
+        },
+    )
 }
 
 fn found(value: &str, lines: Vec<LineRange>) -> Option<Found> {

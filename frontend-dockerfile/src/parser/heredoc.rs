@@ -35,14 +35,16 @@ pub(crate) fn heredoc_word(word: &str) -> Option<Heredoc> {
         return None;
     }
     let plain = Lex { keep_unset: true, ..Lex::new('\\') };
-    let raw = Lex { raw_quotes: true, raw_escapes: true, ..plain };
+    let raw = Lex { raw_quotes: true, ..plain };
     let split = |lex: &Lex| {
         let (expansion, outcome) = lex.expand(rest, &Env::default());
         outcome.ok().map(|()| expansion.words)
     };
     let (plain, raw) = (split(&plain)?, split(&raw)?);
     let [name] = plain.as_slice() else { return None };
-    let expand = raw.first() == Some(name);
+    // Any quote that the first reading removed turns expansion off.
+    let quotes = |word: &str| word.matches(['\'', '"']).count();
+    let expand = raw.first().is_some_and(|raw| quotes(raw) == quotes(name));
     Some(Heredoc { name: name.clone(), expand, chomp, data: String::new() })
 }
 

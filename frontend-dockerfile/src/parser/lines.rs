@@ -30,7 +30,9 @@ pub(crate) fn parse(data: &[u8]) -> Result<Parsed> {
         let (text, mut invalid) = decode(raw);
         let text = trim_end(&text).trim_start();
         if let Some(comment) = text.strip_prefix('#') {
-            let handled = directives.comment(text).map_err(|message| Error::new(message).at(&[LineRange::line(before)]))?;
+            let handled = directives
+                .comment(text)
+                .map_err(|message| Error::new(message).at(&[LineRange::line(before)]))?;
             // The text is taken from the line as it stands, so an indented comment keeps its mark.
             let comment = if raw.first() == Some(&b'#') { comment.trim() } else { text.trim() };
             if comment.is_empty() {
@@ -71,8 +73,8 @@ pub(crate) fn parse(data: &[u8]) -> Result<Parsed> {
         node.comments = std::mem::take(&mut comments);
         if takes_heredocs(&node) && line.contains("<<") {
             for heredoc in heredocs(&line) {
-                let heredoc =
-                    body(&mut lines, heredoc, &mut invalid).ok_or_else(|| Error::new("unterminated heredoc").at(&place(&lines)))?;
+                let heredoc = body(&mut lines, heredoc, &mut invalid)
+                    .ok_or_else(|| Error::new("unterminated heredoc").at(&place(&lines)))?;
                 node.heredocs.push(heredoc);
             }
         }
@@ -87,7 +89,9 @@ pub(crate) fn parse(data: &[u8]) -> Result<Parsed> {
         return Err(Error::new("file with no instructions").at(&here));
     }
     if lines.too_long {
-        return Err(Error::new(format!("dockerfile line greater than max allowed size of {MAX_LINE}")).at(&here));
+        return Err(
+            Error::new(format!("dockerfile line greater than max allowed size of {MAX_LINE}")).at(&here)
+        );
     }
     Ok(Parsed { nodes, escape: directives.escape, empty_continuations })
 }

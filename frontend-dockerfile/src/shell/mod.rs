@@ -216,7 +216,9 @@ impl Run<'_> {
         loop {
             match self.next() {
                 None => {
-                    return Err("unexpected end of statement while looking for matching single-quote".to_owned());
+                    return Err(
+                        "unexpected end of statement while looking for matching single-quote".to_owned()
+                    );
                 }
                 Some('\'') => {
                     text.extend(quote.filter(|_| self.lex.raw_quotes));
@@ -234,7 +236,9 @@ impl Run<'_> {
         loop {
             match self.peek() {
                 None => {
-                    return Err("unexpected end of statement while looking for matching double-quote".to_owned());
+                    return Err(
+                        "unexpected end of statement while looking for matching double-quote".to_owned()
+                    );
                 }
                 Some('"') => {
                     self.at += 1;
@@ -251,7 +255,9 @@ impl Run<'_> {
                         }
                         match self.peek() {
                             None => continue,
-                            Some(escaped) if escaped == '"' || escaped == '$' || escaped == self.lex.escape => {
+                            Some(escaped)
+                                if escaped == '"' || escaped == '$' || escaped == self.lex.escape =>
+                            {
                                 self.at += 1;
                                 c = escaped;
                             }
@@ -321,8 +327,7 @@ impl Run<'_> {
             Some('?') if usable => Ok(value.unwrap_or_default()),
             Some('?') => {
                 let reason = if value.is_none() { "unset" } else { "empty" };
-                let message =
-                    if word.is_empty() { format!("is not allowed to be {reason}") } else { word };
+                let message = if word.is_empty() { format!("is not allowed to be {reason}") } else { word };
                 Err(format!("{name}: {message}"))
             }
             Some(side @ ('#' | '%')) => {
@@ -361,7 +366,11 @@ impl Run<'_> {
         }
         let value = value.unwrap_or_default();
         let pattern = Pattern::new(&pattern)?;
-        Ok(if all { pattern.replace_all(&value, &replacement) } else { pattern.replace_first(&value, &replacement) })
+        Ok(if all {
+            pattern.replace_all(&value, &replacement)
+        } else {
+            pattern.replace_first(&value, &replacement)
+        })
     }
 
     fn name(&mut self) -> String {

@@ -65,9 +65,12 @@ impl Pattern {
         let chars: Vec<char> = value.chars().collect();
         match self.find(&chars, 0) {
             None => value.to_owned(),
-            Some((start, end)) => {
-                chars.iter().take(start).chain(&replacement.chars().collect::<Vec<_>>()).chain(&chars[end..]).collect()
-            }
+            Some((start, end)) => chars
+                .iter()
+                .take(start)
+                .chain(&replacement.chars().collect::<Vec<_>>())
+                .chain(&chars[end..])
+                .collect(),
         }
     }
 
@@ -147,9 +150,7 @@ fn fill(template: &str, found: &str) -> String {
         let (name, after_name) = match after.strip_prefix('{') {
             Some(braced) => braced.split_once('}').unwrap_or(("", after)),
             None => {
-                let end = after
-                    .find(|c: char| !(c.is_alphanumeric() || c == '_'))
-                    .unwrap_or(after.len());
+                let end = after.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(after.len());
                 after.split_at(end)
             }
         };

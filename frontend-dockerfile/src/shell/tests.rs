@@ -32,7 +32,8 @@ fn recorded_words() {
         };
         let same_unset = mode == "words"
             || status.is_err()
-            || got.unset.iter().cloned().collect::<Vec<_>>() == serde_json::from_str::<Vec<String>>(unset).unwrap();
+            || got.unset.iter().cloned().collect::<Vec<_>>()
+                == serde_json::from_str::<Vec<String>>(unset).unwrap();
         let same = got_outcome == outcome
             && serde_json::from_str::<serde_json::Value>(&got_result).unwrap()
                 == serde_json::from_str::<serde_json::Value>(result).unwrap()
