@@ -1,1 +1,12 @@
-//! The gRPC surface of the daemon.
+//! The gRPC surface of the daemon: the control, gateway and health services over an engine.
+//!
+//! Wire types stop here; what a build is and does is the engine's.
+#![forbid(unsafe_code)]
+
+mod convert;
+mod errors;
+mod gateway;
+mod service;
+mod status;
+
+pub use crate::service::{Control, ControlOptions};

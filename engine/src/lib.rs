@@ -1,6 +1,27 @@
 //! LLB operations on a worker: loading, executing, exporting.
+//!
+//! - [`load`]: definitions, checked and normalised; [`keys`]: what each op's cache key is made of.
+//! - [`fileop`]: file operations on a mounted state.
+//! - [`Engine`]: builds from request to response, over a [`Worker`], which is a plain struct of ports.
+//! - [`BuildBridge`]: what frontends, and clients that drive a build themselves, call back through.
 #![forbid(unsafe_code)]
 
+mod build;
+mod convert;
+mod engine;
+mod error;
+mod export;
 pub mod fileop;
 pub mod keys;
+mod lending;
 pub mod load;
+mod ops;
+mod reference;
+mod secrets;
+mod worker;
+
+pub use crate::build::BuildBridge;
+pub use crate::engine::{BuildRequest, BuildResponse, CacheSpec, Engine, ExporterSpec};
+pub use crate::error::{BoxError, Error, ExecError, Result};
+pub use crate::reference::SolvedRef;
+pub use crate::worker::Worker;

@@ -10,6 +10,7 @@ mod unpack;
 
 pub use copy::{CopyAction, copy};
 pub use mode::ModeChange;
+pub(crate) use simple::component_matches;
 pub use simple::{MkdirAction, MkfileAction, RmAction, SymlinkAction, mkdir, mkfile, rm, symlink};
 
 use kiln_rootdir::Root;

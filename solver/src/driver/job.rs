@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::driver::{CachedResult, Shared};
 use crate::error::SolveError;
 use crate::op::{JobContext, OpContext, WaiterSet};
-use crate::progress::{JobLog, ProgressStream, VertexEvent, VertexProgress};
+use crate::progress::{JobLog, ProgressEvent, ProgressStream, VertexEvent, VertexProgress, WarningEvent};
 use crate::scheduler::{BuildId, Event, JobId};
 use crate::vertex::{Edge, Graph, VertexDigest};
 
@@ -110,6 +110,11 @@ impl Job {
         event.completed = Some(SystemTime::now());
         self.log.vertex(event);
         result
+    }
+
+    /// Shows a warning that no call of an op is behind.
+    pub fn warn(&self, warning: WarningEvent) {
+        self.log.other(ProgressEvent::Warning(warning));
     }
 
     /// Follows the job's progress from its start.

@@ -1,0 +1,148 @@
+//! Errors as gRPC statuses with typed details.
+
+use std::error::Error as StdError;
+
+use kiln_api::errdetails::{self, Detail};
+use kiln_engine::{Error, ExecError};
+use kiln_frontend::{Error as FrontendError, ErrorKind, ErrorSource};
+use kiln_solver::{OpError, SolveError};
+use tonic::{Code, Status};
+
+/// The status of a failed build.
+pub(crate) fn status(error: &Error) -> Status {
+    if let Error::Client(client) = error
+        && let Some(status) = client.downcast_ref::<Status>()
+    {
+        return status.clone();
+    }
+    errdetails::status(code(error), message(error), &details(error))
+}
+
+/// The status of a failed call of a frontend.
+pub(crate) fn frontend_status(error: &FrontendError) -> Status {
+    errdetails::status(frontend_code(error), error.chain(), &frontend_details(error))
+}
+
+fn code(error: &Error) -> Code {
+    match error {
+        Error::Cancelled | Error::Solve { source: SolveError::Cancelled, .. } => Code::Cancelled,
+        Error::NoSuchJob { .. } => Code::NotFound,
+        Error::Frontend(error) => frontend_code(error),
+        other => os_code(other).unwrap_or(Code::Unknown),
+    }
+}
+
+fn frontend_code(error: &FrontendError) -> Code {
+    match (error.kind(), error) {
+        (ErrorKind::Cancelled, _) => Code::Cancelled,
+        (ErrorKind::Unimplemented, _) => Code::Unimplemented,
+        (_, FrontendError::Solve { source, .. }) => {
+            source.downcast_ref::<Error>().map_or(Code::Unknown, code)
+        }
+        (_, error) => os_code(error).unwrap_or(Code::Unknown),
+    }
+}
+
+/// A full disk or a failing one says so wherever in the chain it happened.
+fn os_code(error: &(dyn StdError + 'static)) -> Option<Code> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let errno = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        match errno.map(rustix::io::Errno::from_raw_os_error) {
+            Some(rustix::io::Errno::NOSPC | rustix::io::Errno::NOMEM | rustix::io::Errno::DQUOT) => {
+                return Some(Code::ResourceExhausted);
+            }
+            Some(rustix::io::Errno::IO | rustix::io::Errno::FAULT) => return Some(Code::Internal),
+            _ => {}
+        }
+        next = inner(error);
+    }
+    None
+}
+
+/// The cause of an error, where types that show as their cause are stepped into.
+fn inner<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    if let Some(op) = error.downcast_ref::<OpError>() {
+        return Some(op.inner());
+    }
+    match error.downcast_ref::<Error>() {
+        Some(Error::Solve { source, .. }) => return Some(source),
+        Some(Error::Frontend(source)) => return Some(source),
+        _ => {}
+    }
+    match error.downcast_ref::<FrontendError>() {
+        Some(FrontendError::Solve { source, .. }) => return Some(source.as_ref()),
+        _ => error.source(),
+    }
+}
+
+/// Whether an error's own text is that of its cause.
+fn shows_cause(error: &(dyn StdError + 'static)) -> bool {
+    error.is::<OpError>()
+        || matches!(error.downcast_ref::<Error>(), Some(Error::Solve { .. } | Error::Frontend(_)))
+        || matches!(error.downcast_ref::<FrontendError>(), Some(FrontendError::Solve { .. }))
+        || error.is::<SolveError>()
+}
+
+/// The whole text: each error of the chain once, joined by `: `.
+fn message(error: &Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = next {
+        if !shows_cause(error) || inner(error).is_none() {
+            let text = error.to_string();
+            if !text.is_empty() && parts.last().is_none_or(|last| !last.ends_with(&text)) {
+                parts.push(text);
+            }
+        }
+        next = inner(error);
+    }
+    parts.join(": ")
+}
+
+fn details(error: &Error) -> Vec<Detail> {
+    match error {
+        Error::Solve { vertex, sources, source } => {
+            let mut details: Vec<Detail> = sources.iter().map(place).collect();
+            details.extend(vertex.map(|v| Detail::Vertex { digest: v.to_string() }));
+            details.extend(exit(source));
+            details
+        }
+        Error::Frontend(error) => frontend_details(error),
+        _ => Vec::new(),
+    }
+}
+
+fn frontend_details(error: &FrontendError) -> Vec<Detail> {
+    let mut all: Vec<Detail> = error.sources().into_iter().map(place).collect();
+    match error {
+        FrontendError::UnsupportedRequest { name } => all.push(Detail::Subrequest { name: name.clone() }),
+        FrontendError::UnsupportedCapability { name } => all.push(Detail::FrontendCap { name: name.clone() }),
+        FrontendError::Solve { source, .. } => {
+            if let Some(ours) = source.downcast_ref::<Error>() {
+                let known = !all.is_empty();
+                // A place that the frontend gave is better than the graph's.
+                all.extend(
+                    details(ours).into_iter().filter(|d| !known || !matches!(d, Detail::Source { .. })),
+                );
+            }
+        }
+        FrontendError::Context { source, .. } => {
+            all.extend(frontend_details(source).into_iter().filter(|d| !matches!(d, Detail::Source { .. })));
+        }
+        _ => {}
+    }
+    all
+}
+
+fn place(source: &ErrorSource) -> Detail {
+    Detail::Source { info: source.info.clone(), ranges: source.ranges.clone() }
+}
+
+fn exit(error: &SolveError) -> Option<Detail> {
+    let SolveError::Vertex { source, .. } = error else { return None };
+    match source.inner().downcast_ref::<ExecError>()? {
+        ExecError::Exit { code, .. } => Some(Detail::Exit { code: code.cast_unsigned() }),
+        _ => None,
+    }
+}

@@ -1,0 +1,273 @@
+//! One build: its job, what it may use, and the bridge it solves through.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use kiln_digest::Digest;
+use kiln_frontend::{
+    Bridge, Error as FrontendError, Frontend, FrontendRequest, FrontendResult, ImageMetadata, Reference,
+    ResolveRequest, SolveRequest, SourceMetadata, Warning, WorkerInfo,
+};
+use kiln_llb::pb;
+use kiln_solver::{CachedResult, Job, JobContext, OpContext, VertexDigest, VertexProgress, WaiterSet};
+use kiln_source::image::Resolutions;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::convert;
+use crate::error::{Error, Result};
+use crate::lending::JobInfo;
+use crate::load::{self, GrantedEntitlements, LoadOptions};
+use crate::ops;
+use crate::ops::source::SourceKind;
+use crate::reference::SolvedRef;
+use crate::worker::Worker;
+
+/// References that one build's client may hold.
+const MAX_REFS: usize = 100_000;
+
+/// What the parts of one build share.
+pub(crate) struct BuildState {
+    pub(crate) id: String,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) job: Job,
+    pub(crate) info: Arc<JobInfo>,
+    pub(crate) entitlements: Vec<String>,
+    pub(crate) frontends: Arc<BTreeMap<String, Arc<dyn Frontend>>>,
+    pub(crate) cancel: CancellationToken,
+    /// Options and inputs of the request, for clients that drive the build themselves.
+    pub(crate) attrs: BTreeMap<String, String>,
+    pub(crate) inputs: BTreeMap<String, pb::Definition>,
+    pub(crate) returned: Mutex<Option<oneshot::Sender<Result<FrontendResult>>>>,
+    pub(crate) resolutions: Arc<Resolutions>,
+    /// References that the client holds by id. They lead back here, so the build's end clears them.
+    pub(crate) kept: Mutex<BTreeMap<String, Arc<dyn Reference>>>,
+}
+
+impl std::fmt::Debug for BuildState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BuildState").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl BuildState {
+    /// Loads and solves a definition.
+    pub(crate) async fn solve_definition(&self, definition: &pb::Definition) -> Result<CachedResult> {
+        let platform = self.worker.platforms.first().cloned().unwrap_or_default();
+        let entitlements = GrantedEntitlements::new(self.entitlements.iter().cloned());
+        let loaded = load::load(definition, &LoadOptions::new(&platform, &entitlements)).await?;
+        let graph = ops::graph(&self.worker, &loaded, &self.resolutions)?;
+        let edge = ops::edge(loaded.edge)?;
+        let solved = tokio::select! {
+            solved = self.job.build(graph, vec![edge]) => solved,
+            () = self.cancel.cancelled() => return Err(Error::Cancelled),
+        };
+        let mut results = solved.map_err(|source| {
+            let vertex = source.vertex();
+            Error::Solve {
+                vertex,
+                sources: vertex.map(|v| convert::sources(definition, &loaded, v)).unwrap_or_default(),
+                source,
+            }
+        })?;
+        results.pop().ok_or_else(|| Error::request("the solver returned no result"))
+    }
+
+    /// What work outside any vertex gets: it waits for itself alone and shows nothing.
+    pub(crate) fn outside_context(&self) -> OpContext {
+        let context: JobContext = self.info.clone();
+        OpContext {
+            cancel: self.cancel.clone(),
+            progress: VertexProgress::discard(),
+            waiters: WaiterSet::of([context]),
+        }
+    }
+
+    /// What a frontend is asked.
+    pub(crate) fn frontend_request(
+        &self,
+        opts: BTreeMap<String, String>,
+        inputs: BTreeMap<String, pb::Definition>,
+    ) -> FrontendRequest {
+        let mut request = FrontendRequest::new(opts);
+        request.inputs = inputs;
+        request.session_id.clone_from(&self.info.session_id);
+        request.workers = vec![WorkerInfo {
+            id: self.worker.id.clone(),
+            labels: self.worker.labels.clone(),
+            platforms: self.worker.platforms.clone(),
+        }];
+        request
+    }
+}
+
+/// The bridge of one build.
+#[derive(Clone, Debug)]
+pub struct BuildBridge {
+    pub(crate) state: Arc<BuildState>,
+}
+
+impl BuildBridge {
+    /// Id of the build.
+    pub fn id(&self) -> &str {
+        &self.state.id
+    }
+
+    /// The worker it runs on.
+    pub fn worker(&self) -> &Worker {
+        &self.state.worker
+    }
+
+    /// Options of the request.
+    pub fn attrs(&self) -> &BTreeMap<String, String> {
+        &self.state.attrs
+    }
+
+    /// Inputs of the request.
+    pub fn inputs(&self) -> &BTreeMap<String, pb::Definition> {
+        &self.state.inputs
+    }
+
+    /// Ends a build that its client drives, with its result. Only the first call counts; `false` for later ones.
+    pub fn finish(&self, result: Result<FrontendResult>) -> bool {
+        let sender = self.state.returned.lock().unwrap_or_else(PoisonError::into_inner).take();
+        sender.is_some_and(|s| s.send(result).is_ok())
+    }
+
+    /// Keeps a reference for the client until the build ends; its id.
+    ///
+    /// # Errors
+    /// A build holds a bounded number of them.
+    pub fn keep(&self, reference: Arc<dyn Reference>) -> Result<String> {
+        let mut kept = self.kept();
+        if kept.len() >= MAX_REFS {
+            return Err(Error::request(format!("a build may hold at most {MAX_REFS} references")));
+        }
+        let id = format!("{}-{}", self.state.id, kept.len());
+        kept.insert(id.clone(), reference);
+        Ok(id)
+    }
+
+    /// The reference with that id.
+    ///
+    /// # Errors
+    /// In the words of the reference, for an id that is empty or unknown.
+    pub fn find(&self, id: &str) -> Result<Arc<dyn Reference>> {
+        if id.is_empty() {
+            return Err(Error::request("empty ref: "));
+        }
+        let kept = self.kept();
+        kept.get(id).cloned().ok_or_else(|| {
+            let all: Vec<&String> = kept.keys().take(10).collect();
+            Error::request(format!("no such ref: {id}, all {all:?}"))
+        })
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<dyn Reference>>> {
+        self.state.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A reference to the result of a definition, solved when read; `None` for an empty definition.
+    pub fn reference(&self, definition: pb::Definition) -> Option<Arc<SolvedRef>> {
+        (!definition.def.is_empty()).then(|| Arc::new(SolvedRef::new(self.state.clone(), definition)))
+    }
+}
+
+#[async_trait]
+impl Bridge for BuildBridge {
+    async fn solve(&self, request: SolveRequest) -> Result<FrontendResult, FrontendError> {
+        if !request.cache_imports.is_empty() {
+            tracing::debug!(
+                imports = request.cache_imports.len(),
+                "cache imports of a nested solve are not supported yet"
+            );
+        }
+        let definition = request.definition.filter(|d| !d.def.is_empty());
+        match (definition, request.frontend.as_str()) {
+            (Some(_), name) if !name.is_empty() => {
+                Err(FrontendError::input("cannot solve with both Definition and Frontend specified"))
+            }
+            (Some(definition), _) => {
+                let reference = Arc::new(SolvedRef::new(self.state.clone(), definition));
+                if request.evaluate {
+                    kiln_frontend::Reference::evaluate(&*reference).await?;
+                }
+                Ok(FrontendResult::single(Some(reference)))
+            }
+            (None, "") => Ok(FrontendResult::default()),
+            (None, name) => {
+                let frontend = self
+                    .state
+                    .frontends
+                    .get(name)
+                    .ok_or_else(|| FrontendError::input(format!("invalid frontend: {name}")))?;
+                let asked = self.state.frontend_request(request.opts, request.inputs);
+                let result = frontend.solve(Arc::new(self.clone()), asked).await?;
+                if request.evaluate {
+                    for (_, reference) in result.iter() {
+                        reference.evaluate().await?;
+                    }
+                }
+                Ok(result)
+            }
+        }
+    }
+
+    async fn resolve_source_metadata(
+        &self,
+        request: ResolveRequest,
+    ) -> Result<SourceMetadata, FrontendError> {
+        let identifier = request.source.identifier.clone();
+        let platform = request.platform.clone().or_else(|| self.state.worker.platforms.first().cloned());
+        let mut source = request.source.clone();
+        if let Some(store) = &request.oci_store {
+            source.attrs.entry("oci.store".to_owned()).or_insert_with(|| store.store_id.clone());
+            source.attrs.entry("oci.session".to_owned()).or_insert_with(|| store.session_id.clone());
+        }
+        let image = match SourceKind::parse(&source, platform.as_ref()) {
+            Ok(SourceKind::Image(image)) => image,
+            Ok(SourceKind::Local(_)) => {
+                return Err(FrontendError::input(format!("unsupported source identifier `{identifier}`")));
+            }
+            Err(error) => return Err(FrontendError::Resolve { message: error.to_string(), source: None }),
+        };
+        let name = if request.log_name.is_empty() {
+            format!("resolve image config for {identifier}")
+        } else {
+            request.log_name.clone()
+        };
+        let digest = VertexDigest(Digest::of(name.as_bytes()));
+        let state = &self.state;
+        let resolved = state
+            .job
+            .vertex_scope(&name, digest, |cx| async move {
+                ops::source::resolve(&state.worker, &cx, &image, &state.resolutions).await
+            })
+            .await
+            .map_err(|error| FrontendError::Resolve {
+                message: format!(
+                    "{}: failed to resolve source metadata for {}",
+                    reference_of(&identifier),
+                    reference_of(&identifier)
+                ),
+                source: Some(error.into()),
+            })?;
+        let mut metadata = SourceMetadata::default();
+        metadata.source = request.source;
+        metadata.image = Some(ImageMetadata {
+            digest: resolved.root.digest.to_string(),
+            config: resolved.config_bytes.to_vec(),
+        });
+        Ok(metadata)
+    }
+
+    async fn warn(&self, warning: Warning) -> Result<(), FrontendError> {
+        self.state.job.warn(convert::warning(warning));
+        Ok(())
+    }
+}
+
+fn reference_of(identifier: &str) -> &str {
+    identifier.split_once("://").map_or(identifier, |(_, reference)| reference)
+}

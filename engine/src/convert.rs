@@ -1,0 +1,52 @@
+//! Between the frontends' types and the solver's.
+
+use kiln_digest::Digest;
+use kiln_frontend::{ErrorSource, Warning};
+use kiln_llb::pb;
+use kiln_solver::{SourceRange, VertexDigest, WarningEvent};
+
+use crate::load::LoadedGraph;
+
+/// A frontend's warning as an event. One without a readable vertex digest is shown with a vertex of its own.
+pub(crate) fn warning(warning: Warning) -> WarningEvent {
+    let vertex = warning.vertex.parse().unwrap_or_else(|_| Digest::of(warning.vertex.as_bytes()));
+    let info = warning.source.unwrap_or_default();
+    WarningEvent {
+        vertex: VertexDigest(vertex),
+        level: warning.level.max(1),
+        short: warning.short.into_bytes().into(),
+        detail: warning.detail.into_iter().map(|d| d.into_bytes().into()).collect(),
+        url: warning.url,
+        file: info.filename,
+        language: info.language,
+        data: info.data.into(),
+        ranges: warning
+            .ranges
+            .iter()
+            .map(|r| {
+                let position = |p: Option<&pb::Position>| p.map_or((0, 0), |p| (p.line, p.character));
+                SourceRange { start: position(r.start.as_ref()), end: position(r.end.as_ref()) }
+            })
+            .collect(),
+    }
+}
+
+/// Places in the input that belong to a vertex. The client's source map names vertices as loaded, or as sent.
+pub(crate) fn sources(
+    definition: &pb::Definition,
+    loaded: &LoadedGraph,
+    vertex: VertexDigest,
+) -> Vec<ErrorSource> {
+    let Some(map) = &definition.source else { return Vec::new() };
+    let sent = loaded.vertices.iter().find(|v| v.digest.digest() == vertex.0).map(|v| v.sent.to_string());
+    let found = map.locations.get(&vertex.to_string()).or_else(|| map.locations.get(&sent?));
+    let places = found.iter().flat_map(|l| &l.locations);
+    places
+        .filter_map(|place| {
+            let info = map.infos.get(usize::try_from(place.source_index).ok()?)?;
+            // The graph of the file itself is of no use to who reads the error.
+            let info = pb::SourceInfo { definition: None, ..info.clone() };
+            Some(ErrorSource { info, ranges: place.ranges.clone() })
+        })
+        .collect()
+}

@@ -1,0 +1,316 @@
+//! Builds from request to response.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use kiln_frontend::{Frontend, FrontendResult, References};
+use kiln_llb::pb;
+use kiln_solver::{JobContext, ProgressStream, Solver, SolverOptions};
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{BuildBridge, BuildState};
+use crate::error::{Error, Result};
+use crate::export;
+use crate::lending::JobInfo;
+use crate::worker::Worker;
+
+/// Runs builds on one worker.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    worker: Arc<Worker>,
+    solver: Solver,
+    frontends: Arc<BTreeMap<String, Arc<dyn Frontend>>>,
+    builds: Mutex<HashMap<String, Weak<BuildState>>>,
+    /// Told whenever a build starts.
+    started: Notify,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("worker", &self.inner.worker.id).finish_non_exhaustive()
+    }
+}
+
+/// What a client asks for.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct BuildRequest {
+    /// Identifies the build; chosen by the client.
+    pub id: String,
+    /// The client's session.
+    pub session_id: String,
+    /// A graph to solve; exclusive with `frontend`. With neither, the client drives the build itself.
+    pub definition: Option<pb::Definition>,
+    /// Name of the frontend.
+    pub frontend: String,
+    /// Its options.
+    pub attrs: BTreeMap<String, String>,
+    /// Its inputs.
+    pub inputs: BTreeMap<String, pb::Definition>,
+    /// What to do with the result, in order.
+    pub exporters: Vec<ExporterSpec>,
+    /// Caches to export.
+    pub cache_exports: Vec<CacheSpec>,
+    /// Caches to import.
+    pub cache_imports: Vec<CacheSpec>,
+    /// What steps may do beyond the ordinary.
+    pub entitlements: Vec<String>,
+}
+
+/// One exporter of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExporterSpec {
+    /// `image`, `oci`, `docker`, `local` or `tar`.
+    pub kind: String,
+    /// Its attributes.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// One cache of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// `registry`, `local`, `inline`, …
+    pub kind: String,
+    /// Its attributes.
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// What a build gives back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BuildResponse {
+    /// Keys of the exporters and the frontend.
+    pub exporter_response: BTreeMap<String, String>,
+}
+
+impl Engine {
+    /// An engine over `worker` with these frontends by name. Call it inside a tokio runtime.
+    pub fn new(
+        worker: Worker,
+        options: SolverOptions,
+        frontends: BTreeMap<String, Arc<dyn Frontend>>,
+    ) -> Self {
+        let solver = Solver::new(worker.cache.keys(), options);
+        let inner = Inner {
+            worker: Arc::new(worker),
+            solver,
+            frontends: Arc::new(frontends),
+            builds: Mutex::default(),
+            started: Notify::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The worker.
+    pub fn worker(&self) -> &Arc<Worker> {
+        &self.inner.worker
+    }
+
+    /// Runs a build to its end.
+    ///
+    /// # Cancel safety
+    /// Dropping the future withdraws the build: what nobody else waits for stops.
+    pub async fn build(&self, request: BuildRequest) -> Result<BuildResponse> {
+        check(&request, &self.inner.worker)?;
+        let info = Arc::new(JobInfo { session_id: request.session_id.clone() });
+        let context: JobContext = info.clone();
+        let job = self
+            .inner
+            .solver
+            .job(&request.id, context)
+            .map_err(|_| Error::JobExists { id: request.id.clone() })?;
+        let (returned, result) = oneshot::channel();
+        let cancel = CancellationToken::new();
+        let _cancel_on_drop = cancel.clone().drop_guard();
+        let state = Arc::new(BuildState {
+            id: request.id.clone(),
+            worker: self.inner.worker.clone(),
+            job,
+            info,
+            entitlements: request.entitlements.clone(),
+            frontends: self.inner.frontends.clone(),
+            cancel,
+            attrs: request.attrs.clone(),
+            inputs: request.inputs.clone(),
+            returned: Mutex::new(Some(returned)),
+            resolutions: Arc::default(),
+            kept: Mutex::default(),
+        });
+        let _registered = self.register(&state);
+        let bridge = BuildBridge { state: state.clone() };
+        let result = self.result(&request, &bridge, result).await?;
+        self.evaluate(&result).await?;
+        export::export(&state, &request, result).await
+    }
+
+    /// Follows the progress of a build from its start. Waits for a build that has not begun, as long as the caller does.
+    pub async fn progress(&self, id: &str) -> ProgressStream {
+        loop {
+            let started = self.inner.started.notified();
+            tokio::pin!(started);
+            started.as_mut().enable();
+            if let Some(stream) = self.inner.solver.progress(id) {
+                return stream;
+            }
+            started.await;
+        }
+    }
+
+    /// The bridge of a build that its client drives. Waits for one that has not begun, as long as the caller does.
+    pub async fn bridge(&self, id: &str) -> BuildBridge {
+        loop {
+            let started = self.inner.started.notified();
+            tokio::pin!(started);
+            started.as_mut().enable();
+            if let Some(state) = self.builds().get(id).and_then(Weak::upgrade) {
+                return BuildBridge { state };
+            }
+            started.await;
+        }
+    }
+
+    /// Stops all work and waits for it.
+    pub async fn close(&self) {
+        self.inner.solver.close().await;
+    }
+
+    async fn result(
+        &self,
+        request: &BuildRequest,
+        bridge: &BuildBridge,
+        returned: oneshot::Receiver<Result<FrontendResult>>,
+    ) -> Result<FrontendResult> {
+        if let Some(definition) = &request.definition {
+            let reference = bridge.reference(definition.clone());
+            let refs = References::Single(reference.map(|r| r as Arc<dyn kiln_frontend::Reference>));
+            let mut result = FrontendResult::default();
+            result.refs = refs;
+            return Ok(result);
+        }
+        if request.frontend.is_empty() {
+            return returned.await.unwrap_or(Err(Error::Cancelled));
+        }
+        let name = frontend_name(request);
+        let frontend = self
+            .inner
+            .frontends
+            .get(name)
+            .ok_or_else(|| Error::request(format!("invalid frontend: {name}")))?;
+        let asked = bridge.state.frontend_request(request.attrs.clone(), request.inputs.clone());
+        frontend.solve(Arc::new(bridge.clone()), asked).await.map_err(Error::Frontend)
+    }
+
+    /// Solves all references of a result at once.
+    async fn evaluate(&self, result: &FrontendResult) -> Result<()> {
+        let all = result.iter().map(|(_, reference)| reference.evaluate());
+        futures::future::try_join_all(all).await.map(drop).map_err(flatten)
+    }
+
+    fn register(&self, state: &Arc<BuildState>) -> Registered {
+        self.builds().insert(state.id.clone(), Arc::downgrade(state));
+        self.inner.started.notify_waiters();
+        Registered { engine: self.clone(), state: state.clone() }
+    }
+
+    fn builds(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<BuildState>>> {
+        let mut builds = self.inner.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        builds.retain(|_, b| b.strong_count() > 0);
+        builds
+    }
+}
+
+/// A build while it can be found by its id.
+struct Registered {
+    engine: Engine,
+    state: Arc<BuildState>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.engine.builds().remove(&self.state.id);
+        let kept = std::mem::take(&mut *self.state.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(kept);
+    }
+}
+
+/// A solve error that went through a frontend's type is ours again.
+pub(crate) fn flatten(error: kiln_frontend::Error) -> Error {
+    match error {
+        kiln_frontend::Error::Solve { source, sources } => match source.downcast::<Error>() {
+            Ok(ours) => *ours,
+            Err(source) => Error::Frontend(kiln_frontend::Error::Solve { source, sources }),
+        },
+        other => Error::Frontend(other),
+    }
+}
+
+/// The Dockerfile frontend is built in, also where a client asks for it by way of the gateway.
+fn frontend_name(request: &BuildRequest) -> &str {
+    const DOCKERFILE: &str = "dockerfile.v0";
+    let replaced = request.attrs.keys().any(|k| k.starts_with("context:dockerfile.v0"));
+    let asked = request.attrs.get("source").is_some_and(|s| s == DOCKERFILE);
+    if request.frontend == "gateway.v0" && asked && !replaced { DOCKERFILE } else { &request.frontend }
+}
+
+fn check(request: &BuildRequest, worker: &Worker) -> Result<()> {
+    if request.definition.is_some() && !request.frontend.is_empty() {
+        return Err(Error::request(format!("invalid definition for frontend {}", request.frontend)));
+    }
+    for entitlement in &request.entitlements {
+        let name = entitlement.split('=').next().unwrap_or_default();
+        if !matches!(name, "network.host" | "security.insecure" | "device") {
+            return Err(Error::request(format!("unknown entitlement {entitlement}")));
+        }
+        if !worker.entitlements.iter().any(|allowed| allowed == name) {
+            return Err(Error::request(format!(
+                "granting entitlement {entitlement} is not allowed by build daemon configuration"
+            )));
+        }
+    }
+    for cache in &request.cache_exports {
+        match cache.kind.as_str() {
+            "registry" | "local" | "inline" | "gha" | "s3" | "azblob" => {
+                return Err(Error::request(format!("cache exporter `{}` is not supported yet", cache.kind)));
+            }
+            other => return Err(Error::request(format!("unknown cache exporter: {other:?}"))),
+        }
+    }
+    for (key, value) in &request.attrs {
+        let attested = key.strip_prefix("attest:").or_else(|| key.strip_prefix("build-arg:BUILDKIT_ATTEST_"));
+        // Clients ask for `disabled=true` when the user said no.
+        if let Some(kind) = attested.filter(|_| !value.contains("disabled=true")) {
+            return Err(Error::request(format!(
+                "attestation `{}` is not supported yet: build without it",
+                kind.to_lowercase()
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_builtin_dockerfile_frontend_serves_gateway_requests_for_it() {
+        let request = |frontend: &str, attrs: &[(&str, &str)]| BuildRequest {
+            frontend: frontend.into(),
+            attrs: attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            ..BuildRequest::default()
+        };
+        assert_eq!(frontend_name(&request("gateway.v0", &[("source", "dockerfile.v0")])), "dockerfile.v0");
+        assert_eq!(frontend_name(&request("gateway.v0", &[("source", "docker/dockerfile")])), "gateway.v0");
+        assert_eq!(
+            frontend_name(&request(
+                "gateway.v0",
+                &[("source", "dockerfile.v0"), ("context:dockerfile.v0", "docker-image://x")]
+            )),
+            "gateway.v0"
+        );
+    }
+}

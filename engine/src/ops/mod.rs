@@ -1,0 +1,105 @@
+//! What each op of a graph does on a worker.
+
+pub(crate) mod common;
+mod exec;
+mod file;
+pub(crate) mod source;
+
+use std::sync::Arc;
+
+use kiln_llb::pb::op::Op as Kind;
+use kiln_solver::{
+    Edge, Graph, Op, OutputIndex, ProgressGroup, Vertex, VertexDigest, VertexIndex, VertexOptions,
+};
+use kiln_source::image::Resolutions;
+
+use crate::error::{Error, Result};
+use crate::keys::{self, OpKey};
+use crate::load::{self, LoadedGraph, LoadedVertex};
+use crate::worker::Worker;
+
+/// Puts ops of the worker behind the vertices of a loaded definition.
+pub(crate) fn graph(
+    worker: &Arc<Worker>,
+    loaded: &LoadedGraph,
+    resolutions: &Arc<Resolutions>,
+) -> Result<Graph> {
+    let pruned: Vec<String> = loaded.pruned_cache_ids.keys().cloned().collect();
+    let vertices = loaded
+        .vertices
+        .iter()
+        .map(|v| vertex(worker, v, resolutions, &pruned))
+        .collect::<Result<Vec<_>>>()?;
+    Graph::new(vertices).map_err(|e| Error::request(e.to_string()))
+}
+
+/// A wanted or consumed edge for the solver.
+pub(crate) fn edge(edge: load::Edge) -> Result<Edge> {
+    let index = |n: u64| u32::try_from(n).map_err(|_| Error::request(format!("output {n} is out of range")));
+    Ok(Edge { vertex: VertexIndex(index(edge.vertex as u64)?), output: OutputIndex(index(edge.output)?) })
+}
+
+fn vertex(
+    worker: &Arc<Worker>,
+    vertex: &LoadedVertex,
+    resolutions: &Arc<Resolutions>,
+    pruned: &[String],
+) -> Result<Vertex> {
+    let options = VertexOptions {
+        ignore_cache: vertex.ignore_cache,
+        export_cache: vertex.export_cache,
+        description: vertex.description.clone(),
+        progress_group: vertex.progress_group.as_ref().map(|g| ProgressGroup {
+            id: g.id.clone(),
+            name: g.name.clone(),
+            weak: g.weak,
+        }),
+    };
+    Ok(Vertex {
+        digest: VertexDigest(vertex.digest.digest()),
+        name: vertex.name.clone(),
+        inputs: vertex.inputs.iter().map(|e| edge(*e)).collect::<Result<_>>()?,
+        op: op(worker, vertex, resolutions, pruned)?,
+        options,
+    })
+}
+
+fn op(
+    worker: &Arc<Worker>,
+    vertex: &LoadedVertex,
+    resolutions: &Arc<Resolutions>,
+    pruned: &[String],
+) -> Result<Arc<dyn Op>> {
+    let key = || -> Result<OpKey> {
+        let found = keys::op_key(&vertex.op).map_err(|e| Error::request(e.to_string()))?;
+        found.ok_or_else(|| Error::request(format!("`{}` has no cache key", vertex.name)))
+    };
+    let unsupported = |what: &str| {
+        Error::request(format!("{what} operations are not supported yet (step `{}`)", vertex.name))
+    };
+    Ok(match &vertex.op.op {
+        Some(Kind::Source(op)) => {
+            let kind = source::SourceKind::parse(op, vertex.op.platform.as_ref())
+                .map_err(|e| Error::request(e.to_string()))?;
+            Arc::new(source::SourceOp { worker: worker.clone(), kind, resolutions: resolutions.clone() })
+        }
+        Some(Kind::Exec(op)) => Arc::new(exec::ExecOp {
+            worker: worker.clone(),
+            op: op.clone(),
+            key: key()?,
+            resources: vertex.linux_resources.clone(),
+            pruned_caches: if vertex.ignore_cache { pruned.to_vec() } else { Vec::new() },
+        }),
+        Some(Kind::File(op)) => Arc::new(file::FileOp {
+            worker: worker.clone(),
+            op: op.clone(),
+            key: key()?,
+            name: vertex.name.clone(),
+        }),
+        Some(Kind::Merge(_)) => return Err(unsupported("merge")),
+        Some(Kind::Diff(_)) => return Err(unsupported("diff")),
+        Some(Kind::Build(_)) => return Err(unsupported("nested build")),
+        Some(Kind::Passthrough(_)) => return Err(unsupported("passthrough")),
+        None => return Err(unsupported("unknown")),
+    })
+}

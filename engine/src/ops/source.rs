@@ -1,0 +1,122 @@
+//! The source op: images and directories of clients.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kiln_digest::Digest;
+use kiln_llb::pb;
+use kiln_registry::Access;
+use kiln_solver::{CacheMapPart, Op, OpContext, OpError, ResultRef};
+use kiln_source::image::{Image, ImageRequest, Resolutions};
+use kiln_source::local::{LocalRequest, Locals};
+
+use crate::lending::Lending;
+use crate::ops::common;
+use crate::worker::Worker;
+
+/// A source op on a worker.
+#[derive(Debug)]
+pub(crate) struct SourceOp {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) kind: SourceKind,
+    pub(crate) resolutions: Arc<Resolutions>,
+}
+
+/// What a source op names.
+#[derive(Clone, Debug)]
+pub(crate) enum SourceKind {
+    Image(ImageRequest),
+    Local(LocalRequest),
+}
+
+impl SourceKind {
+    /// Reads a source op.
+    pub(crate) fn parse(
+        op: &pb::SourceOp,
+        platform: Option<&pb::Platform>,
+    ) -> Result<Self, kiln_source::BoxError> {
+        let Some((scheme, rest)) = op.identifier.split_once("://") else {
+            return Err(format!("failed to parse {}: invalid", op.identifier).into());
+        };
+        let platform = common::platform(platform);
+        match scheme {
+            "docker-image" => Ok(Self::Image(ImageRequest::from_attrs(rest, &op.attrs, platform)?)),
+            "oci-layout" => Ok(Self::Image(ImageRequest::layout_from_attrs(rest, &op.attrs, platform)?)),
+            "local" => Ok(Self::Local(LocalRequest::from_attrs(rest, &op.attrs)?)),
+            "git" | "http" | "https" | "docker-image+blob" | "oci-layout+blob" => {
+                Err(format!("source scheme `{scheme}` is not supported yet").into())
+            }
+            other => Err(format!("unknown scheme {other}: not found").into()),
+        }
+    }
+}
+
+/// Resolves an image with the credentials and layouts of who waits.
+pub(crate) async fn resolve(
+    worker: &Arc<Worker>,
+    cx: &OpContext,
+    request: &ImageRequest,
+    memory: &Resolutions,
+) -> kiln_source::Result<Arc<Image>> {
+    let lending = Lending::new(worker, cx);
+    let credentials = lending.credentials();
+    worker
+        .images()
+        .resolve(request, memory, Access::new(&credentials), &lending.layouts(), &cx.progress)
+        .await
+}
+
+#[async_trait]
+impl Op for SourceOp {
+    async fn cache_map(&self, cx: &OpContext, index: usize) -> Result<CacheMapPart, OpError> {
+        match &self.kind {
+            SourceKind::Image(request) => {
+                let image = cancellable(cx, resolve(&self.worker, cx, request, &self.resolutions)).await?;
+                image.cache_map(request, index).map_err(OpError::failed)
+            }
+            SourceKind::Local(request) => {
+                let first = Lending::new(&self.worker, cx).lender.ids().into_iter().next();
+                request.cache_map(first.as_deref()).map_err(OpError::failed)
+            }
+        }
+    }
+
+    async fn content_key(
+        &self,
+        _cx: &OpContext,
+        _input: usize,
+        _result: Option<&ResultRef>,
+    ) -> Result<Digest, OpError> {
+        Err(OpError::failed("a source has no inputs"))
+    }
+
+    async fn exec(
+        &self,
+        cx: &OpContext,
+        _inputs: Vec<Option<ResultRef>>,
+    ) -> Result<Vec<Option<ResultRef>>, OpError> {
+        match &self.kind {
+            SourceKind::Image(request) => {
+                let image = cancellable(cx, resolve(&self.worker, cx, request, &self.resolutions)).await?;
+                let state = self.worker.images().snapshot(&image, request).await.map_err(OpError::failed)?;
+                Ok(vec![state.map(common::result)])
+            }
+            SourceKind::Local(request) => {
+                let lending = Lending::new(&self.worker, cx);
+                let locals = Locals::new(self.worker.cache.clone());
+                let received = locals.snapshot(request, &lending.lender, &cx.progress);
+                Ok(vec![Some(common::result(cancellable(cx, received).await?))])
+            }
+        }
+    }
+}
+
+async fn cancellable<T, E>(cx: &OpContext, work: impl Future<Output = Result<T, E>>) -> Result<T, OpError>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    tokio::select! {
+        done = work => done.map_err(OpError::failed),
+        () = cx.cancel.cancelled() => Err(OpError::cancelled()),
+    }
+}
