@@ -91,7 +91,8 @@ impl Janitor {
 /// Runs until cancelled, or until the catalogue has gone.
 pub(crate) async fn run(inner: Weak<Inner>, cancel: CancellationToken, interval: Duration) {
     let Some(wake) = inner.upgrade().map(|inner| Arc::clone(&inner.janitor.wake)) else { return };
-    let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(10)));
+    let interval = interval.max(Duration::from_millis(10));
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let ticked = tokio::select! {
@@ -202,7 +203,7 @@ pub(crate) async fn checkpoint(inner: &Arc<Inner>) -> Result<()> {
         return Ok(());
     }
     // Whatever a later transaction points at belongs to the next epoch.
-    let epoch = inner.db().write(|transaction| crate::db::next_epoch(transaction)).await?;
+    let epoch = inner.db().write(crate::db::next_epoch).await?;
     let root = inner.root().to_owned();
     blocking(move || {
         let directory =

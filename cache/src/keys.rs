@@ -104,6 +104,7 @@ impl CacheKeys for CatalogueKeys {
                     let mut ids = Vec::with_capacity(keys.len());
                     for key in &keys {
                         let id = name(transaction, key)?;
+                        keys::add_key(transaction, id.as_str())?;
                         for_each_link(key, |from, link| {
                             keys::add_link(transaction, from, link, id.as_str())
                         })?;
@@ -123,6 +124,9 @@ impl CacheKeys for CatalogueKeys {
     async fn link(&self, key: &NewKey, to: &KeyId) -> kiln_solver::Result<()> {
         let (key, to) = (key.clone(), to.clone());
         let added = self.0.db().write(move |transaction| {
+            if !keys::is_known(transaction, to.as_str())? {
+                return Ok(());
+            }
             for_each_link(&key, |from, link| {
                 if from.starts_with("random:") {
                     return Ok(());
@@ -199,7 +203,7 @@ fn find(
 ) -> Result<Lookup> {
     if deps.is_empty() {
         let root = digest.root(output);
-        let known = keys::exists(connection, root.as_str())?;
+        let known = keys::is_known(connection, root.as_str())?;
         return Ok(Lookup { keys: known.then_some(root).into_iter().collect(), reached: Vec::new() });
     }
     let mut reached = Vec::with_capacity(deps.len());

@@ -12,6 +12,10 @@
 //! This crate knows nothing of LLB ops, sessions or registries.
 #![forbid(unsafe_code)]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod contenthash;
 mod db;
 mod error;

@@ -60,6 +60,9 @@ impl CacheOptions {
 #[derive(Clone, Debug)]
 pub struct CacheManager(pub(crate) Arc<Inner>);
 
+/// What a lazy layer stands on, and its diff ID.
+type LayerKey = (Option<RecordId>, Digest);
+
 #[derive(Debug)]
 pub(crate) struct Inner {
     root: PathBuf,
@@ -69,7 +72,7 @@ pub(crate) struct Inner {
     pub(crate) live: Live,
     pub(crate) janitor: Janitor,
     /// Layers known by what they stand on and their diff ID, for those that no row names yet.
-    layers: Mutex<HashMap<(Option<RecordId>, Digest), Weak<Record>>>,
+    layers: Mutex<HashMap<LayerKey, Weak<Record>>>,
     /// One at a time finds or makes a lazy layer.
     lazy: tokio::sync::Mutex<()>,
     /// One at a time finds or makes a cache mount or local source.

@@ -14,8 +14,21 @@ pub(crate) struct Link {
     pub(crate) selector: String,
 }
 
-/// Whether anything is known under this key.
-pub(crate) fn exists(connection: &Connection, key: &str) -> Result<bool> {
+/// Whether something was saved under this key, and there is still a use for it.
+pub(crate) fn is_known(connection: &Connection, key: &str) -> Result<bool> {
+    Ok(connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM cache_keys WHERE id = ?1)")?
+        .query_row([key], |row| row.get(0))?)
+}
+
+/// Makes a key known.
+pub(crate) fn add_key(transaction: &Transaction<'_>, key: &str) -> Result<()> {
+    transaction.prepare_cached("INSERT OR IGNORE INTO cache_keys (id) VALUES (?1)")?.execute([key])?;
+    Ok(())
+}
+
+/// Whether a key leads anywhere.
+fn leads_on(connection: &Connection, key: &str) -> Result<bool> {
     Ok(connection
         .prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM key_results WHERE key = ?1) OR EXISTS (SELECT 1 FROM key_links WHERE key = ?1)",
@@ -48,27 +61,6 @@ pub(crate) fn targets(connection: &Connection, key: &str, link: &Link) -> Result
     )?;
     let rows = statement
         .query_map(params![key, link.input, link.digest, link.output, link.selector], |row| row.get(0))?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
-/// All links that leave a key, with their targets.
-pub(crate) fn links_from(connection: &Connection, key: &str) -> Result<Vec<(Link, String)>> {
-    walk(connection, "SELECT input, output, digest, selector, target FROM key_links WHERE key = ?1", key)
-}
-
-/// All links that lead to a key, with where they come from.
-pub(crate) fn links_to(connection: &Connection, key: &str) -> Result<Vec<(Link, String)>> {
-    walk(connection, "SELECT input, output, digest, selector, key FROM key_links WHERE target = ?1", key)
-}
-
-fn walk(connection: &Connection, sql: &str, key: &str) -> Result<Vec<(Link, String)>> {
-    let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map([key], |row| {
-        Ok((
-            Link { input: row.get(0)?, output: row.get(1)?, digest: row.get(2)?, selector: row.get(3)? },
-            row.get(4)?,
-        ))
-    })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
@@ -114,7 +106,7 @@ pub(crate) fn release_result(transaction: &Transaction<'_>, key: &str, record: &
         .execute(params![key, record])?;
     let mut empty = vec![key.to_owned()];
     while let Some(key) = empty.pop() {
-        if exists(transaction, &key)? {
+        if leads_on(transaction, &key)? {
             continue;
         }
         let above: Vec<String> = {
@@ -124,6 +116,7 @@ pub(crate) fn release_result(transaction: &Transaction<'_>, key: &str, record: &
             rows.collect::<Result<_, _>>()?
         };
         transaction.prepare_cached("DELETE FROM key_links WHERE target = ?1")?.execute([&key])?;
+        transaction.prepare_cached("DELETE FROM cache_keys WHERE id = ?1")?.execute([&key])?;
         empty.extend(above);
     }
     Ok(())
@@ -132,6 +125,7 @@ pub(crate) fn release_result(transaction: &Transaction<'_>, key: &str, record: &
 /// Removes keys that held only in an earlier run of the daemon.
 pub(crate) fn drop_random(transaction: &Transaction<'_>) -> Result<()> {
     // A range instead of LIKE, which would not use the index: `;` follows `:`.
+    transaction.execute("DELETE FROM cache_keys WHERE id >= 'random:' AND id < 'random;'", [])?;
     transaction.execute("DELETE FROM key_results WHERE key >= 'random:' AND key < 'random;'", [])?;
     transaction.execute("DELETE FROM key_links WHERE key >= 'random:' AND key < 'random;'", [])?;
     Ok(())

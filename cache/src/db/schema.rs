@@ -73,6 +73,11 @@ CREATE TABLE record_names (
 ) WITHOUT ROWID;
 CREATE INDEX record_names_by_record ON record_names (record);
 
+-- Cache keys under which something was saved. Content keys are only the source of links.
+CREATE TABLE cache_keys (
+    id TEXT PRIMARY KEY
+) WITHOUT ROWID;
+
 -- Results of cache keys. record: the id of a record, or '' for the empty result, which always exists.
 CREATE TABLE key_results (
     key TEXT NOT NULL,

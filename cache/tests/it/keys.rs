@@ -1,5 +1,5 @@
 use kiln_cache::{LayerBlob, NoProvider, Ref};
-use kiln_solver::{CacheKeys, KeyAndSelector, NewKey, OutputIndex};
+use kiln_solver::{KeyAndSelector, NewKey, OutputIndex};
 
 use crate::support::{Fixture, digest, files, key};
 
@@ -96,8 +96,36 @@ async fn keys_are_found_over_several_ways_in() {
         .remove(0);
     for way in [&left, &right] {
         let found = keys.query(&[vec![alternative(way)]], &digest("user"), OutputIndex(1)).unwrap();
-        assert_eq!(found.keys, [id.clone()]);
+        assert_eq!(found.keys, std::slice::from_ref(&id));
         let other_output = keys.query(&[vec![alternative(way)]], &digest("user"), OutputIndex(0)).unwrap();
         assert_eq!((other_output.keys.len(), other_output.reached), (0, vec![false]));
     }
+}
+
+#[tokio::test]
+async fn the_store_keeps_the_contract_of_the_solver() {
+    let fixture = Fixture::new().await;
+    let mut made = 0;
+    let result = async || {
+        made += 1;
+        let layer = fixture.layer(None, &format!("file{made}"), "1").await;
+        std::sync::Arc::new(layer) as kiln_solver::ResultRef
+    };
+    kiln_solver::testing::conformance(&*fixture.cache.keys(), result).await;
+}
+
+#[tokio::test]
+async fn keys_of_one_session_do_not_outlive_the_daemon() {
+    let fixture = Fixture::new().await;
+    let keys = fixture.cache.keys();
+    let random = NewKey {
+        digest: kiln_solver::KeyDigest::Random(kiln_digest::Digest::of("session")),
+        output: OutputIndex(0),
+        deps: Vec::new(),
+    };
+    keys.save(std::slice::from_ref(&random), None).await.unwrap();
+    assert_eq!(keys.query(&[], &random.digest, OutputIndex(0)).unwrap().keys.len(), 1);
+    drop(keys);
+    let fixture = fixture.reopen().await;
+    assert!(fixture.cache.keys().query(&[], &random.digest, OutputIndex(0)).unwrap().keys.is_empty());
 }

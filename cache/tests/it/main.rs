@@ -1,6 +1,7 @@
 //! The catalogue through its public API, over real stores in temporary directories.
-#![allow(missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod content;
 mod keys;
 mod lazy;
 mod mutables;

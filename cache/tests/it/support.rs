@@ -13,7 +13,7 @@ use kiln_cache::{
 use kiln_content::{ContentStore, ContentStoreExt, Descriptor, LocalStore, layer};
 use kiln_digest::Digest;
 use kiln_snapshot::{Mount, OverlaySnapshotter, Snapshotter};
-use kiln_solver::{CacheKeys, KeyDigest, KeyId, NewKey, OutputIndex, ResultRef};
+use kiln_solver::{KeyDigest, KeyId, NewKey, OutputIndex, ResultRef};
 
 /// A catalogue with stores of its own.
 pub(crate) struct Fixture {
@@ -34,6 +34,8 @@ impl Fixture {
         let content: Arc<dyn ContentStore> = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
         let options =
             CacheOptions::new(dir.path().join("kiln"), Arc::clone(&snapshots), Arc::clone(&content));
+        // What is synced when is up to the test.
+        options.checkpoint = std::time::Duration::from_secs(3600);
         let cache = CacheManager::open(options).await.unwrap();
         Self { dir, cache, content, snapshots }
     }
