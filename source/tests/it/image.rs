@@ -13,26 +13,25 @@ use kiln_snapshot::testing::PlainSnapshotter;
 use kiln_solver::VertexProgress;
 use kiln_source::image::{Image, ImageProvider, ImageRequest, Images, Resolutions};
 
-const MULTI: &str = "sha256:5fa8b8b8e3fce7e15d0a8ced8f35aacfab67e6a6a88c97c8a163fcd2e59cb240";
+pub(crate) const MULTI: &str = "sha256:5fa8b8b8e3fce7e15d0a8ced8f35aacfab67e6a6a88c97c8a163fcd2e59cb240";
 
-struct Bench {
+pub(crate) struct Bench {
     _dir: tempfile::TempDir,
-    content: Arc<dyn ContentStore>,
-    cache: CacheManager,
-    registry: Registry,
-    images: Images,
+    pub(crate) content: Arc<dyn ContentStore>,
+    pub(crate) cache: CacheManager,
+    pub(crate) images: Images,
 }
 
 impl Bench {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let content: Arc<dyn ContentStore> = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
         let snapshotter = Arc::new(PlainSnapshotter::open(dir.path().join("snapshots")).unwrap());
         let options = CacheOptions::new(dir.path().join("cache"), snapshotter, content.clone());
         let cache = CacheManager::open(options).await.unwrap();
         let registry = Registry::new(Config::default());
-        let images = Images::new(registry.clone(), content.clone(), cache.clone());
-        Self { _dir: dir, content, cache, registry, images }
+        let images = Images::new(registry, content.clone(), cache.clone());
+        Self { _dir: dir, content, cache, images }
     }
 
     async fn resolve(&self, request: &ImageRequest, memory: &Resolutions) -> kiln_source::Result<Arc<Image>> {
@@ -47,7 +46,7 @@ impl Bench {
 }
 
 /// Starts a registry that has the recorded index as `a/multi:latest`.
-async fn registry() -> Option<(RegistryProcess, Reference)> {
+pub(crate) async fn registry() -> Option<(RegistryProcess, Reference)> {
     let process = RegistryProcess::start().unwrap()?;
     let store = MemoryStore::new();
     let blobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/multi/blobs/sha256");
@@ -66,7 +65,7 @@ async fn registry() -> Option<(RegistryProcess, Reference)> {
     Some((process, reference))
 }
 
-fn amd64() -> Platform {
+pub(crate) fn amd64() -> Platform {
     Platform::new("linux", "amd64", "")
 }
 
