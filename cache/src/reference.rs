@@ -265,6 +265,33 @@ impl Ref {
         self.unpack_all(provider).await.map(drop)
     }
 
+    /// The difference directories of its layers, bottom first, for whoever makes a layer tar. Layers that are not
+    /// unpacked yet are fetched and unpacked first.
+    ///
+    /// # Errors
+    /// As [`Ref::mount`].
+    pub async fn diff_dirs(&self, provider: &dyn BlobProvider) -> Result<Vec<std::path::PathBuf>> {
+        let stack = self.stack();
+        'again: for _round in 0..=stack.len() {
+            let snapshots = self.unpack_all(provider).await?;
+            for layer in &stack {
+                layer.settle().await?;
+            }
+            let mut dirs = Vec::with_capacity(snapshots.len());
+            for snapshot in &snapshots {
+                match self.0.inner.snapshotter().diff_dir(snapshot).await {
+                    Err(kiln_snapshot::Error::NotFound { id }) => {
+                        self.gone_from_store(&id).await?;
+                        continue 'again;
+                    }
+                    dir => dirs.push(dir?),
+                }
+            }
+            return Ok(dirs);
+        }
+        Err(Error::Lost(self.id().clone()))
+    }
+
     /// The snapshots of its layers, bottom first, all of them there as far as the catalogue knows.
     pub(crate) fn snapshots(&self) -> Result<Vec<SnapshotId>> {
         self.stack()

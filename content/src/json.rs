@@ -15,6 +15,24 @@ pub fn pretty<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     serde_json::to_vec_pretty(value).map(escape).unwrap_or_default()
 }
 
+/// Removes the white space outside of strings, so that values that were taken over as they came are compact too.
+pub fn compact_raw(json: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for &byte in json {
+        if in_string {
+            in_string = escaped || byte != b'"';
+            escaped = !escaped && byte == b'\\';
+        } else if byte.is_ascii_whitespace() {
+            continue;
+        } else {
+            in_string = byte == b'"';
+        }
+        out.push(byte);
+    }
+    out
+}
+
 /// Rewrites what Go escapes and `serde_json` does not. These characters stand only inside strings.
 fn escape(json: Vec<u8>) -> Vec<u8> {
     let special = |byte: &u8| matches!(byte, b'<' | b'>' | b'&' | 0xe2 | b'\\' | 0x7f);
