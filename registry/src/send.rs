@@ -100,7 +100,7 @@ impl Registry {
             };
             let (response, url) = match self.follow(&client, &call, url, header.as_ref()).await {
                 Ok(done) => done,
-                Err(error) if call.last && !is_final && error.kind() == Kind::Temporary => {
+                Err(error) if call.last && !is_final && broke_off(&error) => {
                     tokio::time::sleep(TRANSPORT_PAUSE).await;
                     continue;
                 }
@@ -391,6 +391,14 @@ fn stalled(url: &Url, after: Duration) -> Error {
 fn retry_after(response: &Response) -> Option<Duration> {
     let seconds: u64 = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+/// Tells a connection that broke from a host that is silent: asking that one again at once only takes longer.
+fn broke_off(error: &Error) -> bool {
+    match error {
+        Error::Transport { source, .. } => !source.is_timeout() && error.kind() == Kind::Temporary,
+        _ => false,
+    }
 }
 
 /// Tells a server that answered the TLS hello with HTTP.

@@ -8,3 +8,5 @@ mod faulty;
 mod real;
 #[cfg(test)]
 mod server;
+#[cfg(test)]
+mod tls;

@@ -10,7 +10,7 @@ use crate::faulty::{chain, config};
 const HTPASSWD: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 
 /// An index of two images that share a layer of some size.
-async fn sample(store: &MemoryStore) -> Descriptor {
+pub(crate) async fn sample(store: &MemoryStore) -> Descriptor {
     let shared: Vec<u8> = (0..2_000_000_u32).map(|i| (i ^ (i >> 8)) as u8).collect();
     let mut manifests = Vec::new();
     for architecture in ["amd64", "arm64"] {
