@@ -117,11 +117,7 @@ impl Metadata {
     }
 }
 
-#[expect(
-    clippy::unnecessary_cast,
-    clippy::useless_conversion,
-    reason = "the widths of these fields differ between architectures"
-)]
+#[expect(clippy::unnecessary_cast, reason = "the widths of these fields differ between architectures")]
 impl From<&Stat> for Metadata {
     fn from(stat: &Stat) -> Self {
         let kind = Kind::from_type(FileType::from_raw_mode(stat.st_mode));

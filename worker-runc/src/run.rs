@@ -26,7 +26,8 @@ const RUNTIME_PATIENCE: Duration = Duration::from_secs(1);
 /// After this a cancelled container is given up: the kernel does not let it go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the count of processes killed for want of memory is read, where the runtime removes it at the end.
-const OOM_POLL: Duration = Duration::from_millis(50);
+/// A step that is killed whole may be gone before the next look.
+const OOM_POLL: Duration = Duration::from_millis(20);
 /// The exit code of a process whose real one is not known.
 pub(crate) const UNKNOWN: i32 = 255;
 

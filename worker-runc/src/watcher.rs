@@ -11,7 +11,9 @@ const SCRIPT: &str = r#"trap '' INT TERM HUP
 while read -r _; do :; done
 for _ in 1 2 3 4 5 6 7 8; do
     for file in "$1"/*/"$2"; do
-        [ -r "$file" ] && read -r pid < "$file" && [ "$pid" -gt 1 ] && kill -9 "$pid"
+        pid=
+        read -r pid < "$file"
+        [ "${pid:-0}" -gt 1 ] && kill -9 "$pid"
     done
     sleep 0.2
 done 2>/dev/null

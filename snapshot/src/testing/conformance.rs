@@ -22,7 +22,7 @@ pub async fn lifecycle<S: Snapshotter>(open: impl Fn() -> S) {
     assert_eq!(store.active_mount(&a, &[]).await.unwrap(), mount);
 
     let store = open();
-    assert_eq!(store.list().await.unwrap(), [a.clone()]);
+    assert_eq!(store.list().await.unwrap(), std::slice::from_ref(&a));
     let usage = store.commit(&a).await.unwrap();
     assert_eq!(usage.inodes, 1);
     assert!(usage.bytes > 0);

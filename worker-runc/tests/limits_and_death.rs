@@ -1,0 +1,122 @@
+//! Memory limits, and what happens to containers when the process that runs them is killed. Needs root.
+
+mod support;
+
+use std::io::BufRead as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kiln_executor::LinuxResources;
+use kiln_executor::testing::conformance::{Step, Suite};
+use kiln_worker_runc::{RuncExecutor, RuncOptions};
+
+/// Set in the process that is to be killed: where its executor lives.
+const VICTIM: &str = "KILN_TEST_VICTIM";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn running_out_of_memory_is_named() {
+    for binary in ["runc", "crun"] {
+        let Some(busybox) = support::ready(binary) else { continue };
+        let dir = tempfile::tempdir().unwrap();
+        let suite = suite(dir.path(), binary, &busybox);
+        let hungry =
+            Step::shell("a=$(dd if=/dev/zero bs=1M count=200 2>/dev/null | tr '\\0' x); sleep 0.3; exit 9")
+                .with(|process| {
+                    process.resources = LinuxResources {
+                        memory: 20 << 20,
+                        memory_swap: 20 << 20,
+                        ..LinuxResources::default()
+                    };
+                });
+        let exit = suite.run(hungry).await.exit.unwrap();
+        // crun takes the count away with the control group as soon as the process has ended.
+        assert!(exit.oom || binary == "crun", "{binary}: {exit:?}");
+        assert_ne!(exit.code, 0, "{binary}: {exit:?}");
+        let exit = suite.run(Step::shell("exit 3")).await.exit.unwrap();
+        assert!(!exit.oom && exit.code == 3, "{binary}: {exit:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn steps_end_with_the_process() {
+    for binary in ["runc", "crun"] {
+        let Some(busybox) = support::ready(binary) else { continue };
+        let dir = tempfile::tempdir().unwrap();
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "victim", "--nocapture"])
+            .env(VICTIM, format!("{binary}:{}", dir.path().display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(victim.stdout.take().unwrap()).lines();
+        while !lines.next().expect("the victim ended early").unwrap().contains("the step is up") {}
+        let mark = mark(dir.path());
+        assert!(alive(&mark));
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while alive(&mark) {
+            assert!(Instant::now() < deadline, "{binary}: a step outlives its daemon");
+            tokio::task::yield_now().await;
+        }
+        // The next one finds mounts, bundles and state, and clears them away.
+        let next = dir.path().join("next");
+        std::fs::create_dir(&next).unwrap();
+        let root = dir.path().join("executor");
+        assert!(
+            std::fs::read_dir(&root).unwrap().flatten().any(|entry| entry.path().join("rootfs").exists())
+        );
+        let suite = Suite::new(Arc::new(open(&root, binary)), &next, &busybox);
+        assert!(
+            !std::fs::read_dir(&root).unwrap().flatten().any(|entry| entry.path().join("rootfs").exists())
+        );
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!table.contains(dir.path().to_str().unwrap()), "{binary}: {table}");
+        assert_eq!(suite.run(Step::shell("exit 4")).await.exit.unwrap().code, 4);
+    }
+}
+
+/// The process that is to be killed: runs a step that does not end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn victim() {
+    let Ok(place) = std::env::var(VICTIM) else { return };
+    let (binary, dir) = place.split_once(':').unwrap();
+    let dir = Path::new(dir);
+    let suite = suite(dir, binary, &support::ready(binary).unwrap());
+    let script = format!("trap '' TERM HUP INT; echo up; while :; do sleep {}; done", mark(dir));
+    let running = suite.run(Step::shell(&script));
+    let seen = async {
+        while !alive(&mark(dir)) {
+            tokio::task::yield_now().await;
+        }
+        println!("the step is up");
+    };
+    tokio::join!(running, seen);
+}
+
+fn suite(dir: &Path, binary: &str, busybox: &Path) -> Suite {
+    Suite::new(Arc::new(open(&dir.join("executor"), binary)), dir, busybox)
+}
+
+fn open(root: &Path, binary: &str) -> RuncExecutor {
+    let mut options = RuncOptions::new(root);
+    options.binary = Some(binary.to_owned());
+    RuncExecutor::open(options).unwrap()
+}
+
+/// A number of seconds that no other process sleeps.
+fn mark(dir: &Path) -> String {
+    let name = dir.file_name().unwrap().as_encoded_bytes();
+    let sum = name.iter().fold(7u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+    format!("8{}", sum % 1_000_000_000)
+}
+
+fn alive(mark: &str) -> bool {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .any(|line| line.starts_with("sleep\0") && line.contains(mark))
+}
