@@ -31,3 +31,7 @@ pub use crate::resolv_conf::DnsConfig;
 pub use crate::step_mount::{MountKind, StepMount};
 pub use crate::stubs::MountStubs;
 pub use crate::users::find_user;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -7,10 +7,16 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::oci::{Seccomp, SyscallArg, Syscalls};
+use crate::spec::DEFAULT_CAPABILITIES;
 
-/// The filter for processes with the capabilities of `capabilities` on this machine.
-pub(crate) fn default_filter(capabilities: &[&str]) -> Result<Seccomp> {
-    filter_for(std::env::consts::ARCH, capabilities)
+/// The filter for processes with the default capabilities on this machine. Made once: every step needs it.
+pub(crate) fn default_filter() -> Result<Seccomp> {
+    static FILTER: OnceLock<Seccomp> = OnceLock::new();
+    if let Some(filter) = FILTER.get() {
+        return Ok(filter.clone());
+    }
+    let filter = filter_for(std::env::consts::ARCH, &DEFAULT_CAPABILITIES)?;
+    Ok(FILTER.get_or_init(|| filter).clone())
 }
 
 /// Whether the kernel has filters.
@@ -108,7 +114,6 @@ struct Refused {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::DEFAULT_CAPABILITIES;
 
     fn allows(filter: &Seccomp, name: &str) -> bool {
         filter.syscalls.iter().any(|rule| {

@@ -179,7 +179,7 @@ pub fn make(process: &ProcessSpec, around: Surroundings<'_>) -> Result<oci::Spec
             namespaces: namespaces(around.network, machine),
             devices: if insecure && !in_user_namespace() { insecure_devices() } else { Vec::new() },
             seccomp: match machine.seccomp && !insecure {
-                true => Some(seccomp::default_filter(&DEFAULT_CAPABILITIES)?),
+                true => Some(seccomp::default_filter()?),
                 false => None,
             },
             masked_paths: if insecure { Vec::new() } else { owned(&MASKED_PATHS) },

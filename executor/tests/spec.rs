@@ -1,4 +1,5 @@
 //! The runtime spec of a step, as rendered from what it asks for.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};
 

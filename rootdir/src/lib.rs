@@ -23,3 +23,7 @@ pub use crate::error::{Error, Result};
 pub use crate::metadata::{Kind, Metadata, Time};
 pub use crate::open::OpenOptions;
 pub use crate::root::Root;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

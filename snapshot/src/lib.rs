@@ -22,3 +22,7 @@ pub use crate::mount::{Mount, Mounted, TempMounted};
 pub use crate::mount_table::detach_below;
 pub use crate::overlay::OverlaySnapshotter;
 pub use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

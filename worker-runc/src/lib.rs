@@ -20,3 +20,7 @@ mod watcher;
 
 pub use crate::executor::RuncExecutor;
 pub use crate::options::RuncOptions;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

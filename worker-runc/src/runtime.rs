@@ -120,8 +120,8 @@ pub(crate) fn last_error(log: &Path) -> Option<String> {
     let content = std::fs::read(log).ok()?;
     let tail = &content[content.len().saturating_sub(MAX_LOG)..];
     let text = String::from_utf8_lossy(tail);
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    let message = lines.filter(|line| matches!(line.level.as_str(), "error" | "fatal")).last()?.msg;
+    let mut lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    let message = lines.find(|line| matches!(line.level.as_str(), "error" | "fatal"))?.msg;
     let message = ["runc run failed: ", "exec failed: "]
         .iter()
         .find_map(|prefix| message.strip_prefix(prefix))

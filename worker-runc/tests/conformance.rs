@@ -1,4 +1,5 @@
 //! The conformance suite of executors, with each runtime that is installed. Needs root.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 

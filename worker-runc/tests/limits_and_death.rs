@@ -1,4 +1,5 @@
 //! Memory limits, and what happens to containers when the process that runs them is killed. Needs root.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 
