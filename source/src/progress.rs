@@ -12,7 +12,7 @@ use kiln_solver::{StatusUpdate, Stream, VertexProgress};
 /// Positions of a part that change sooner than this after the last are not shown.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A part of a vertex that has a beginning and an end.
+/// A part of a vertex that begins now and ends, however it ends, with this value.
 pub(crate) struct Step<'a> {
     progress: &'a VertexProgress,
     id: String,
@@ -21,18 +21,24 @@ pub(crate) struct Step<'a> {
 
 impl<'a> Step<'a> {
     pub(crate) fn start(progress: &'a VertexProgress, id: String) -> Self {
-        let started = SystemTime::now();
-        progress.status(StatusUpdate { id: id.clone(), started: Some(started), ..StatusUpdate::default() });
-        Self { progress, id, started }
+        let step = Self { progress, id, started: SystemTime::now() };
+        step.show(None);
+        step
     }
 
-    pub(crate) fn done(self) {
+    fn show(&self, completed: Option<SystemTime>) {
         self.progress.status(StatusUpdate {
-            id: self.id,
+            id: self.id.clone(),
             started: Some(self.started),
-            completed: Some(SystemTime::now()),
+            completed,
             ..StatusUpdate::default()
         });
+    }
+}
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        self.show(Some(SystemTime::now()));
     }
 }
 

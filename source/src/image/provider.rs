@@ -74,6 +74,7 @@ impl ImageProvider {
 
     async fn provide(&self, source: &str, descriptor: &Descriptor) -> Result<()> {
         let content = self.images.content();
+        let _turn = self.images.turn_to_fetch(&descriptor.digest).await;
         match Origin::parse(source)? {
             Origin::Registry(reference) => {
                 let access = Access::new(&*self.credentials).observed(&self.reporter);

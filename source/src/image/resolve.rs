@@ -1,7 +1,7 @@
 //! Resolving: reference, index, manifest, config. Layers are named here and fetched by whoever reads them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -37,7 +37,11 @@ pub struct Images {
     registry: Registry,
     content: Arc<dyn ContentStore>,
     cache: CacheManager,
+    fetching: Arc<Mutex<HashMap<Digest, Weak<Fetching>>>>,
 }
+
+/// Held by whoever fetches a blob; the next in line finds it there, or takes over.
+type Fetching = tokio::sync::Mutex<()>;
 
 /// An image for one platform.
 #[derive(Clone, Debug)]
@@ -89,7 +93,7 @@ impl Images {
     /// Makes a finder over its ports.
     #[must_use]
     pub fn new(registry: Registry, content: Arc<dyn ContentStore>, cache: CacheManager) -> Self {
-        Self { registry, content, cache }
+        Self { registry, content, cache, fetching: Arc::default() }
     }
 
     pub(crate) fn registry(&self) -> &Registry {
@@ -98,6 +102,21 @@ impl Images {
 
     pub(crate) fn content(&self) -> &dyn ContentStore {
         &*self.content
+    }
+
+    /// Waits until nobody else fetches the blob.
+    pub(crate) async fn turn_to_fetch(&self, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            fetching.retain(|_, turn| turn.strong_count() > 0);
+            let known = fetching.get(digest).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let turn = Arc::new(Fetching::default());
+                fetching.insert(*digest, Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
     }
 
     /// Resolves an image: its root, the manifest for the platform, and the config. No layer is fetched.
@@ -119,12 +138,11 @@ impl Images {
         let slot = memory.slot(request);
         let image = slot
             .get_or_try_init(|| async {
-                let step = Step::start(progress, format!("resolve {}", request.origin.reference()));
+                let _step = Step::start(progress, format!("resolve {}", request.origin.reference()));
                 let reporter = Reporter::new(progress.clone());
                 let access = access.observed(&reporter);
                 let from = From { origin: &request.origin, access, layouts };
                 let image = self.resolve_now(from, &request.platform).await?;
-                step.done();
                 Ok::<_, Error>(Arc::new(image))
             })
             .await?;

@@ -188,3 +188,23 @@ async fn a_limit_keeps_the_first_layers() {
     let error = bench.images.snapshot(&image, &request).await.unwrap_err().to_string();
     assert_eq!(error, "layer limit 3 is greater than the number of layers in the image 2");
 }
+
+#[tokio::test]
+async fn two_who_want_a_blob_fetch_it_once() {
+    let Some((_process, reference)) = registry().await else { return };
+    let bench = Bench::new().await;
+    let request = ImageRequest::new(&reference.to_string(), amd64()).unwrap();
+    let image = bench.resolve(&request, &Resolutions::new()).await.unwrap();
+    let (one, two) = (bench.provider(), bench.provider());
+    let source = image.origin.to_string();
+    let layer = &image.layers[0];
+    // Whoever goes away half way leaves the work to the other.
+    let mut gone = Box::pin(one.fetch(&source, layer));
+    assert!(futures::poll!(gone.as_mut()).is_pending());
+    let waiting = two.fetch(&source, layer);
+    let mut waiting = Box::pin(waiting);
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    drop(gone);
+    waiting.await.unwrap();
+    assert!(bench.content.info(&layer.digest).await.unwrap().is_some());
+}

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kiln_cache::NoProvider;
-use kiln_content::ContentStore as _;
 use kiln_registry::Access;
 use kiln_registry::testing::RegistryProcess;
 use kiln_session::attach::{Attachments, AuthProvider, BlobStore, ContentProvider, DockerConfig};
