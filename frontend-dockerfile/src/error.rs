@@ -39,12 +39,6 @@ impl Error {
         self
     }
 
-    /// Adds a place unless there is one.
-    #[must_use]
-    pub(crate) fn at_if_unplaced(self, lines: &[LineRange]) -> Self {
-        if self.places().is_empty() { self.at(lines) } else { self }
-    }
-
     /// Replaces the places.
     #[must_use]
     pub(crate) fn only_at(mut self, lines: &[LineRange]) -> Self {

@@ -51,7 +51,8 @@ pub(crate) struct Meta {
     pub(crate) ignore_cache: bool,
     pub(crate) progress_group: Option<pb::ProgressGroup>,
     pub(crate) linux_resources: Option<pb::LinuxResources>,
-    pub(crate) lines: Vec<LineRange>,
+    /// Lines of the instruction behind it; those of an image that a mount names are known to be none.
+    pub(crate) lines: Option<Vec<LineRange>>,
 }
 
 impl Meta {
@@ -294,7 +295,7 @@ impl Marshal<'_> {
             Body::Later(_) => return Ok(()),
             Body::Raw { bytes, meta, .. } => {
                 let digest = Digest::of(bytes).to_string();
-                self.add(node, digest, bytes.clone(), meta.clone(), &[]);
+                self.add(node, digest, bytes.clone(), meta.clone(), None);
                 return Ok(());
             }
             Body::Source { source, platform } => {
@@ -303,6 +304,9 @@ impl Marshal<'_> {
             }
             Body::Exec { exec, mounts, platform } => {
                 let mut exec = exec.as_ref().clone();
+                if exec.meta.as_ref().is_none_or(|meta| meta.args.is_empty()) {
+                    return Err(Error::new("failed to marshal LLB definition: arguments are required"));
+                }
                 for (mount, edge) in exec.mounts.iter_mut().zip(mounts) {
                     if !matches!(mount.mount_type(), pb::MountType::Secret | pb::MountType::Ssh) {
                         mount.input = self.position(&mut op.inputs, *edge)?;
@@ -341,7 +345,7 @@ impl Marshal<'_> {
         if let Some(command) = &vertex.meta.command {
             meta.description.insert("com.docker.dockerfile.v1.command".to_owned(), command.clone());
         }
-        self.add(node, digest, bytes, meta, &vertex.meta.lines);
+        self.add(node, digest, bytes, meta, vertex.meta.lines.as_deref());
         Ok(())
     }
 
@@ -363,7 +367,7 @@ impl Marshal<'_> {
         for (i, (step, source)) in steps.iter().zip(sources).enumerate() {
             let is_copy = matches!(step.action, pb::file_action::Action::Copy(_));
             let mut action = step.action.clone();
-            set_owner_input(&mut action, input)?;
+            set_owner_input(&mut action, input);
             actions.push(pb::FileAction {
                 input,
                 secondary_input: if is_copy { source } else { -1 },
@@ -381,13 +385,13 @@ impl Marshal<'_> {
         digest: String,
         bytes: Vec<u8>,
         meta: pb::OpMetadata,
-        lines: &[LineRange],
+        lines: Option<&[LineRange]>,
     ) {
         self.digests.insert(node, digest.clone());
-        if !lines.is_empty() {
+        let known = self.locations.entry(digest.clone()).or_default();
+        if let Some(lines) = lines {
             let ranges = lines.iter().map(|line| line.to_pb()).collect();
-            let location = pb::Location { source_index: 0, ranges };
-            self.locations.entry(digest.clone()).or_default().locations.push(location);
+            known.locations.push(pb::Location { source_index: 0, ranges });
         }
         match self.definition.metadata.get_mut(&digest) {
             Some(known) => merge_meta(known, meta),
@@ -416,13 +420,15 @@ impl Marshal<'_> {
         let meta = pb::OpMetadata { caps, ..pb::OpMetadata::default() };
         self.definition.metadata.insert(Digest::of(&bytes).to_string(), meta);
         self.definition.def.push(bytes);
-        let infos = if self.locations.is_empty() { Vec::new() } else { vec![file.to_pb()] };
+        let placed = self.locations.values().any(|known| !known.locations.is_empty());
+        let infos = if placed { vec![file.to_pb()] } else { Vec::new() };
         self.definition.source = Some(pb::Source { locations: self.locations, infos });
         Ok(self.definition)
     }
 }
 
-fn set_owner_input(action: &mut pb::file_action::Action, input: i64) -> Result<()> {
+/// Says where names of owners are looked up: in what the action works on.
+fn set_owner_input(action: &mut pb::file_action::Action, input: i64) {
     use pb::file_action::Action;
     let owner = match action {
         Action::Copy(copy) => copy.owner.as_mut(),
@@ -430,16 +436,12 @@ fn set_owner_input(action: &mut pb::file_action::Action, input: i64) -> Result<(
         Action::Mkfile(mkfile) => mkfile.owner.as_mut(),
         _ => None,
     };
-    let Some(owner) = owner else { return Ok(()) };
-    for (part, user) in [("user", &mut owner.user), ("group", &mut owner.group)] {
+    let Some(owner) = owner else { return };
+    for user in [&mut owner.user, &mut owner.group] {
         if let Some(pb::user_opt::User::ByName(named)) = user.as_mut().and_then(|user| user.user.as_mut()) {
-            if input < 0 {
-                return Err(Error::new(format!("invalid {part} index: {input}")));
-            }
             named.input = input;
         }
     }
-    Ok(())
 }
 
 fn merge_meta(known: &mut pb::OpMetadata, more: pb::OpMetadata) {
@@ -453,24 +455,5 @@ fn merge_meta(known: &mut pb::OpMetadata, more: pb::OpMetadata) {
 
 /// Encodes an op canonically.
 fn encode_op(op: &pb::Op) -> Result<Vec<u8>> {
-    use prost::Message;
-    let head = pb::Op { op: None, ..op.clone() };
-    let mut bytes = head.encode_to_vec();
-    match &op.op {
-        Some(Kind::Source(source)) => {
-            let mut body = pb::SourceOp { attrs: BTreeMap::new(), ..source.clone() }.encode_to_vec();
-            for (key, value) in &source.attrs {
-                let mut entry = Vec::new();
-                prost::encoding::string::encode(1, key, &mut entry);
-                prost::encoding::string::encode(2, value, &mut entry);
-                prost::encoding::bytes::encode(2, &entry, &mut body);
-            }
-            prost::encoding::bytes::encode(3, &body, &mut bytes);
-        }
-        Some(kind) => {
-            bytes.extend(pb::Op { op: Some(kind.clone()), ..pb::Op::default() }.encode_to_vec());
-        }
-        None => {}
-    }
-    Ok(bytes)
+    kiln_llb::marshal_op(op).map_err(|error| Error::new(format!("failed to marshal LLB definition: {error}")))
 }

@@ -122,6 +122,22 @@ fn nullable<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
 }
 
 impl Image {
+    /// Reads a config.
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
+        let value: serde_json::Value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        let kind = match &value {
+            serde_json::Value::Object(_) => {
+                return serde_json::from_value(value).map_err(|error| error.to_string());
+            }
+            serde_json::Value::Null => return Ok(Self::default()),
+            serde_json::Value::Bool(_) => "bool",
+            serde_json::Value::Number(_) => "number",
+            serde_json::Value::String(_) => "string",
+            serde_json::Value::Array(_) => "array",
+        };
+        Err(format!("json: cannot unmarshal {kind} into Go value of type v1.DockerOCIImage"))
+    }
+
     /// The config of something without one.
     pub(crate) fn empty(platform: &Platform) -> Self {
         let mut image =

@@ -288,8 +288,12 @@ fn cpu_set(text: &str) -> Result<(), String> {
     let bad = || format!("invalid cpuset value {}", quote(text));
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.parse::<u32>().ok().filter(|&number| number <= 8192).ok_or_else(bad);
-        if number(first)? > number(last)? {
+        let number = |text: &str| text.parse::<u32>().map_err(|_| bad());
+        let (first, last) = (number(first)?, number(last)?);
+        if last > 8192 {
+            return Err(format!("cpuset range {} exceeds maximum 8192", quote(part)));
+        }
+        if first > last {
             return Err(bad());
         }
     }

@@ -35,7 +35,7 @@ impl Reference {
         let valid = is_domain(&domain)
             && path.split('/').all(is_component)
             && tag.is_none_or(is_tag)
-            && (digest.is_empty() == !text.contains('@'))
+            && digest.is_empty() != text.contains('@')
             && (digest.is_empty() || has_digest_form(digest));
         if !valid {
             return Err(INVALID.to_owned());
@@ -65,10 +65,6 @@ impl Reference {
     pub(crate) fn with_digest(mut self, digest: &str) -> Self {
         self.digest = digest.to_owned();
         self
-    }
-
-    pub(crate) fn digest(&self) -> &str {
-        &self.digest
     }
 
     pub(crate) fn name(&self) -> String {

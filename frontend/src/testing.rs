@@ -69,9 +69,15 @@ impl FakeBridge {
             .images
             .get(reference)
             .or_else(|| self.images.get(name))
+            .or_else(|| self.images.get(&format!("{name}:latest")))
             .ok_or_else(|| not_found(reference.to_owned()))?;
         let digest = digest.unwrap_or(&image.digest).to_owned();
-        let wanted = platform.map(format_platform).unwrap_or_default();
+        let wanted = match platform.map(format_platform).unwrap_or_default().as_str() {
+            "" => "linux/amd64".to_owned(),
+            "linux/arm" => "linux/arm/v7".to_owned(),
+            "linux/arm64/v8" => "linux/arm64".to_owned(),
+            other => other.to_owned(),
+        };
         let config = image
             .configs
             .get(&wanted)

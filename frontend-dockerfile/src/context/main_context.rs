@@ -215,10 +215,16 @@ impl MainContext {
     }
 
     /// When the context was last changed, in seconds since the epoch, where that is known.
-    pub(crate) async fn epoch(&self, client: &Client) -> Result<Option<i64>> {
+    pub(crate) async fn epoch(&mut self, client: &Client) -> Result<Option<i64>> {
         let mut graph = Graph::default();
+        if self.is_local() {
+            self.ignore_patterns(client).await?;
+        }
         let edge = match &self.kind {
-            Kind::Inputs { .. } => return Ok(None),
+            Kind::Inputs { .. } => match self.source(client, &mut graph, Vec::new())? {
+                Some(edge) => edge,
+                None => return Ok(None),
+            },
             Kind::Git { url, .. } => url.to_source(&mut graph, Meta::default()),
             Kind::Http { url, .. } => http_source(client, &mut graph, url),
         };

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use kiln_frontend::{OciStore, ResolveMode, ResolveRequest, pb};
+use kiln_frontend::{OciStore, ResolveMode, ResolveRequest, SourceMetadata, pb};
 
 use crate::context::{Client, Local, ignore_patterns, marshal};
 use crate::error::{Error, Result};
@@ -114,7 +114,7 @@ impl NamedContext {
         );
         request.platform = self.platform.as_ref().map(Platform::to_pb);
         request.resolve_mode = client.options.resolve_mode;
-        let answer = client.bridge.resolve_source_metadata(request).await?;
+        let answer = resolve(client, request, &named.full()).await?;
         let config = answer.image.map(|image| image.config).unwrap_or_default();
         let identifier = match answer.source.identifier.as_str() {
             "" => format!("docker-image://{}", named.full()),
@@ -128,7 +128,11 @@ impl NamedContext {
             meta,
             &["source.image"],
         );
-        self.with_config(State::new(Some(edge)), &config)
+        let mut loaded = self.with_config(State::new(Some(edge)), &config)?;
+        if let Some(image) = &mut loaded.image {
+            image.created = None;
+        }
+        Ok(loaded)
     }
 
     async fn layout(&self, client: &Client, graph: &mut Graph, text: &str) -> Result<Loaded> {
@@ -156,7 +160,7 @@ impl NamedContext {
         request.platform = self.platform.as_ref().map(Platform::to_pb);
         request.oci_store = Some(OciStore { session_id: session, store_id: store.to_owned() });
         request.resolve_mode = ResolveMode::Default;
-        let answer = client.bridge.resolve_source_metadata(request).await?;
+        let answer = resolve(client, request, &name).await?;
         let config = answer.image.map(|image| image.config).unwrap_or_default();
         let meta = Meta::named(format!("[context {}] OCI load from client", self.key));
         let edge =
@@ -205,7 +209,7 @@ impl NamedContext {
 
     /// Takes environment, directory and platform from an image config.
     fn with_config(&self, mut state: State, config: &[u8]) -> Result<Loaded> {
-        let mut image: Image = serde_json::from_slice(config)
+        let image = Image::parse(config)
             .map_err(|error| Error::new(format!("failed to parse image config for {}: {error}", self.key)))?;
         for entry in &image.config.env {
             let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
@@ -217,7 +221,13 @@ impl NamedContext {
         if !image.architecture.is_empty() && !image.os.is_empty() {
             state.platform = Some(image.platform().normalized());
         }
-        image.created = None;
         Ok(Loaded { state, image: Some(image), is_local: false })
     }
+}
+
+async fn resolve(client: &Client, request: ResolveRequest, reference: &str) -> Result<SourceMetadata> {
+    let answer = client.bridge.resolve_source_metadata(request).await;
+    answer.map_err(|error| {
+        Error::from(error).context(format!("failed to resolve source metadata for {reference}"))
+    })
 }

@@ -131,7 +131,7 @@ impl Lowering<'_> {
         let base = stage.state.output;
         let meta = Meta {
             ignore_cache: stage.ignores_cache,
-            lines: command.ranges.clone(),
+            lines: Some(command.ranges.clone()),
             ..Meta::named(name.clone())
         };
         if !(args.link && args.chmod.is_empty() && self.client.request.has_llb_cap("mergeop")) {

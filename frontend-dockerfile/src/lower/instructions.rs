@@ -202,7 +202,7 @@ impl Lowering<'_> {
             timestamp: self.epoch.map_or(-1, |seconds| seconds.saturating_mul(1_000_000_000)),
         };
         let step = FileStep { source: None, action: pb::file_action::Action::Mkdir(mkdir) };
-        let meta = Meta { lines: command.ranges.clone(), ..Meta::named(name) };
+        let meta = Meta { lines: Some(command.ranges.clone()), ..Meta::named(name) };
         let edge = self.graph.file(stage.state.output, vec![step], meta);
         self.stages[index].state.output = Some(edge);
         self.history(index, format!("WORKDIR {dir}"), true);

@@ -198,7 +198,7 @@ impl Lowering<'_> {
         let needed = answer.is_some();
         let mut is_scratch = false;
         if let Some(answer) = answer {
-            let answer = answer.map_err(|error| self.not_resolved(error, &written))?;
+            let answer = answer.map_err(|error| self.not_resolved(error, &written, &reference.full()))?;
             let asked = reference.full();
             let answered = answer.source.identifier.strip_prefix("docker-image://").unwrap_or(&asked);
             if answered != asked {
@@ -207,7 +207,7 @@ impl Lowering<'_> {
                 })?;
             }
             let found = answer.image.unwrap_or_default();
-            let image: Image = serde_json::from_slice(&found.config)
+            let image = Image::parse(&found.config)
                 .map_err(|error| Error::new(format!("failed to parse image config: {error}")))?;
             let stage = &mut self.stages[index];
             stage.base_image = Some(image.clone());
@@ -239,7 +239,7 @@ impl Lowering<'_> {
         let meta = Meta {
             name: Some(name),
             command: Some(stage.code.clone()),
-            lines: stage.ranges.clone(),
+            lines: Some(stage.ranges.clone()),
             ..Meta::default()
         };
         let mut attrs = BTreeMap::new();
@@ -272,13 +272,15 @@ impl Lowering<'_> {
     }
 
     /// Says which image could not be resolved, and which name may have been meant.
-    fn not_resolved(&self, error: FrontendError, written: &str) -> Error {
+    fn not_resolved(&self, error: FrontendError, written: &str, full: &str) -> Error {
         let mut options = self.stage_names();
         for name in COMMON {
             options.extend([name.to_owned(), format!("{name}:latest")]);
         }
         let hint = suggest(written, options.iter().map(String::as_str), true);
-        let error = Error::from(error).context(written);
+        let error = Error::from(error)
+            .context(format!("failed to resolve source metadata for {full}"))
+            .context(written);
         match hint {
             Some(hint) => error.with_suffix(&format!(" (did you mean {hint}?)")),
             None => error,

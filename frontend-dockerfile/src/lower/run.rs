@@ -51,9 +51,6 @@ impl Lowering<'_> {
             mount.dest = "/dev/shm".to_owned();
             mounts.placed.push((mount, None));
         }
-        if args.is_empty() {
-            return Err(Error::new("arguments are required"));
-        }
         if command.invalid_utf8 {
             return Err(Error::new("failed to marshal LLB definition: string field contains invalid UTF-8"));
         }
@@ -312,7 +309,7 @@ impl Lowering<'_> {
             command: Some(command.code.clone()),
             ignore_cache: self.stages[index].ignores_cache,
             linux_resources: options.linux_resources.clone(),
-            lines: command.ranges.clone(),
+            lines: Some(command.ranges.clone()),
             ..Meta::named(name)
         };
         self.graph.exec(exec, edges, &platform, meta, &caps)

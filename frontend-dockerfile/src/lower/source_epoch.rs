@@ -59,7 +59,7 @@ impl Lowering<'_> {
         };
         let place = stage.ranges.clone();
         let fail = |message: String| Error::new(message).at(&place);
-        let base = self.lex.word(&stage.base, &self.globals).map_err(|error| fail(error))?;
+        let base = self.lex.word(&stage.base, &self.globals).map_err(fail)?;
         if base != "scratch" {
             return Err(fail("SOURCE_DATE_EPOCH stage must use FROM scratch".to_owned()));
         }

@@ -8,7 +8,7 @@ mod lines;
 
 pub(crate) use self::directives::{detect_syntax, directive};
 pub(crate) use self::heredoc::{Heredoc, heredoc_word, strip_tabs};
-pub(crate) use self::lines::{Parsed, parse};
+pub(crate) use self::lines::parse;
 use crate::source::LineRange;
 
 /// One instruction as written.

@@ -113,14 +113,18 @@ fn source_metadata(known: &Value) -> SourceMetadata {
     metadata
 }
 
-/// Seconds of `YYYY-MM-DDTHH:MM:SSZ`.
+/// Seconds of a date as HTTP has it, `Thu, 02 Jan 2020 03:04:05 GMT`.
 fn parse_time(text: &str) -> Option<i64> {
-    let numbers: Vec<i64> =
-        text.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect();
-    let &[year, month, day, hour, minute, second, ..] = numbers.as_slice() else { return None };
-    let (year, month) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
-    Some(((days * 24 + hour) * 60 + minute) * 60 + second)
+    const MONTHS: [&str; 12] =
+        ["Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "Jan", "Feb"];
+    let parts: Vec<&str> = text.split([' ', ':']).collect();
+    let &[_, day, month, year, hour, minute, second, _] = parts.as_slice() else { return None };
+    let number = |text: &str| text.parse::<i64>().ok();
+    let month = i64::try_from(MONTHS.iter().position(|&name| name == month)?).ok()?;
+    let year = number(year)? - i64::from(month >= 10);
+    let days =
+        365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + number(day)? - 1 - 719_468;
+    Some(((days * 24 + number(hour)?) * 60 + number(minute)?) * 60 + number(second)?)
 }
 
 pub(crate) fn platform(text: &str) -> pb::Platform {
