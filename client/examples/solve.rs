@@ -4,6 +4,7 @@
 
 use std::error::Error;
 
+use kiln_client::api::control::StatusResponse;
 use kiln_client::attach::Target;
 use kiln_client::{Client, ConnectOptions, ExportEntry, ExportTarget, SolveOptions};
 
@@ -25,7 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         attrs: Default::default(),
         target: ExportTarget::Files(Target::dir(destination)),
     }];
-    let (progress, mut updates) = tokio::sync::mpsc::channel(16);
+    let (progress, mut updates) = tokio::sync::mpsc::channel::<StatusResponse>(16);
     let showing = async {
         while let Some(update) = updates.recv().await {
             for vertex in update.vertexes.iter().filter(|vertex| vertex.completed.is_some()) {
