@@ -24,11 +24,11 @@ impl Bench {
         Self { keys, solver, runs: Runs::default(), jobs: 0 }
     }
 
-    /// Builds the last vertex in a job of its own; returns its text and what ran.
+    /// Builds the last vertex in a job of its own; returns its text and what ran, with how often it has.
     async fn build(&mut self, vertices: Vec<Vertex>) -> (String, String) {
         self.jobs += 1;
+        let before = self.runs.lock().unwrap().clone();
         let job = self.solver.job(&format!("job{}", self.jobs), Arc::new(())).unwrap();
-        self.runs.lock().unwrap().clear();
         let top = Edge { vertex: VertexIndex(vertices.len() as u32 - 1), output: OutputIndex(0) };
         let text = match job.build(Graph::new(vertices).unwrap(), vec![top]).await {
             Ok(results) => Value::text(results[0].result.as_ref()).to_owned(),
@@ -37,8 +37,11 @@ impl Bench {
         job.discard().await;
         assert!(self.solver.shared.lock().scheduler.is_empty(), "nothing is left");
         assert!(self.solver.shared.lock().works.is_empty(), "nothing is left");
-        let mut runs: Vec<_> =
-            self.runs.lock().unwrap().iter().map(|(label, count)| format!("{label}:{count}")).collect();
+        let ran = |(label, count): (&String, &usize)| {
+            let count = count - before.get(label).copied().unwrap_or_default();
+            (count > 0).then(|| format!("{label}:{count}"))
+        };
+        let mut runs: Vec<_> = self.runs.lock().unwrap().iter().filter_map(ran).collect();
         runs.sort();
         (text, runs.join(" "))
     }
@@ -126,6 +129,130 @@ async fn an_error_names_its_vertex() {
         "bad completed exit code: 1",
     ];
     assert_eq!(seen, want);
+}
+
+/// A source, an op on it that gives another result each time, and two ops on that, the first by content if so told.
+fn counting(runs: &Runs, forced: bool, by_content: bool) -> Vec<Vertex> {
+    let mut again = Script::new("again", 1);
+    again.counts = true;
+    let mut user = Script::new("user", 1);
+    user.content_prefix = 5;
+    user.deps[0].content = by_content;
+    let mut vertices = vec![
+        Script::new("src", 0).vertex("src", &[], runs),
+        again.vertex("again", &[(0, 0)], runs),
+        user.vertex("user", &[(1, 0)], runs),
+        Script::new("top", 1).vertex("top", &[(2, 0)], runs),
+    ];
+    vertices[1].options.ignore_cache = forced;
+    vertices
+}
+
+#[tokio::test]
+async fn what_ignores_the_cache_is_seen_by_its_users() {
+    let mut bench = Bench::new();
+    let runs = bench.runs.clone();
+    let (first, _) = bench.build(counting(&runs, false, false)).await;
+    assert_eq!(first, "top(user(again-1(src())))");
+    let (second, ran) = bench.build(counting(&runs, true, false)).await;
+    assert_eq!(second, "top(user(again-2(src())))");
+    assert_eq!(ran, "again:1 top:1 user:1");
+    assert_eq!(bench.build(counting(&runs, false, false)).await, (second, String::new()));
+}
+
+#[tokio::test]
+async fn what_ignores_the_cache_is_known_by_its_content() {
+    let mut bench = Bench::new();
+    let runs = bench.runs.clone();
+    let (first, _) = bench.build(counting(&runs, false, true)).await;
+    assert_eq!(first, "top(user(again))");
+    assert_eq!(bench.build(counting(&runs, true, true)).await, (first.clone(), "again:1".to_owned()));
+    assert_eq!(bench.build(counting(&runs, false, true)).await, (first, String::new()));
+}
+
+#[tokio::test]
+async fn a_job_runs_what_ignores_the_cache_once() {
+    let bench = Bench::new();
+    let runs = bench.runs.clone();
+    let job = bench.solver.job("j", Arc::new(())).unwrap();
+    for top in [3, 3, 2] {
+        let graph = Graph::new(counting(&runs, true, false)).unwrap();
+        let edge = Edge { vertex: VertexIndex(top), output: OutputIndex(0) };
+        job.build(graph, vec![edge]).await.unwrap();
+    }
+    assert_eq!(runs.lock().unwrap()["again"], 1);
+}
+
+/// Two references with one content, and an op on each.
+fn images(runs: &Runs, reference: &str) -> Vec<Vertex> {
+    let mut image = Script::new(reference, 0);
+    image.keys.push("content".to_owned());
+    image.label = "content".to_owned();
+    vec![
+        image.vertex(reference, &[], runs),
+        Script::new("run", 1).vertex(&format!("run {reference}"), &[(0, 0)], runs),
+    ]
+}
+
+#[tokio::test]
+async fn a_source_is_found_by_its_second_key() {
+    let mut bench = Bench::new();
+    let runs = bench.runs.clone();
+    assert_eq!(bench.build(images(&runs, "one")).await.1, "content:1 run:1");
+    assert_eq!(bench.build(images(&runs, "two")).await.1, "");
+}
+
+#[tokio::test]
+async fn keys_of_a_result_reach_to_the_sources() {
+    let bench = Bench::new();
+    let runs = bench.runs.clone();
+    let job = bench.solver.job("j", Arc::new(())).unwrap();
+    let edge = Edge { vertex: VertexIndex(3), output: OutputIndex(0) };
+    let results = job.build(Graph::new(chain(&runs, "abc-1", 1)).unwrap(), vec![edge]).await.unwrap();
+    let key = &results[0].key;
+    assert_eq!(key.node, KeyNodeIndex(3));
+    let copy = &key.graph.nodes[2];
+    assert_eq!(copy.ids.len(), 1);
+    assert_eq!(copy.outcome, Some(Outcome::Ran));
+    let from = |input: usize| copy.inputs[input].iter().map(|key| key.from.clone()).collect::<Vec<_>>();
+    assert_eq!(from(0), [KeyOrigin::Node(KeyNodeIndex(0))]);
+    assert_eq!(from(1), [KeyOrigin::Node(KeyNodeIndex(1)), KeyOrigin::Content(Digest::of("abc"))]);
+    assert!(key.graph.nodes[1].digests[0].is_random());
+}
+
+#[tokio::test]
+async fn steps_below_a_hit_show_as_cached() {
+    let mut bench = Bench::new();
+    let runs = bench.runs.clone();
+    bench.build(chain(&runs, "abc-1", 2)).await;
+    let job = bench.solver.job("j", Arc::new(())).unwrap();
+    let edge = Edge { vertex: VertexIndex(4), output: OutputIndex(0) };
+    job.build(Graph::new(chain(&runs, "abc-1", 2)).unwrap(), vec![edge]).await.unwrap();
+    let mut progress = job.progress();
+    job.discard().await;
+    let mut last = std::collections::BTreeMap::new();
+    while let Some(events) = progress.next().await {
+        for event in events {
+            if let ProgressEvent::Vertex(event) = &*event {
+                let by = match &event.outcome {
+                    Some(Outcome::Hit(hit)) => format!(" {:?} {:?}", hit.matched, hit.origin),
+                    _ => String::new(),
+                };
+                let state = if event.cached { "cached" } else { "done" };
+                last.insert(event.name.to_string(), format!("{state}{by}"));
+            }
+        }
+    }
+    let last: Vec<_> = last.into_iter().map(|(name, state)| format!("{name}: {state}")).collect();
+    // Keys of sources are computed, which shows as work done.
+    let want = [
+        "abc-1: done",
+        "copy abc-1: cached",
+        "image: done",
+        "run 0 abc-1: cached",
+        "run 1 abc-1: cached Definition Local",
+    ];
+    assert_eq!(last, want);
 }
 
 /// Runs until let go, or cancelled.

@@ -39,6 +39,8 @@ pub struct Script {
     pub label: String,
     /// Its content key depends on the first so many characters of an input.
     pub content_prefix: usize,
+    /// Its results say the how manieth run made them, so that no two runs agree.
+    pub counts: bool,
     /// The error of its runs.
     pub fails: Option<String>,
     /// The gate it passes.
@@ -117,12 +119,12 @@ impl Op for ScriptOp {
         _: &OpContext,
         inputs: Vec<Option<ResultRef>>,
     ) -> Result<Vec<Option<ResultRef>>, OpError> {
-        *self
-            .runs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(self.script.label.clone())
-            .or_default() += 1;
+        let run = {
+            let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+            let run = runs.entry(self.script.label.clone()).or_default();
+            *run += 1;
+            *run
+        };
         if let Some(error) = &self.script.fails {
             return Err(OpError::failed(error.clone()));
         }
@@ -136,7 +138,10 @@ impl Op for ScriptOp {
             })
             .collect();
         let output = |output: usize| -> Option<ResultRef> {
-            let suffix = if output == 0 { String::new() } else { format!("#{output}") };
+            let mut suffix = if output == 0 { String::new() } else { format!("#{output}") };
+            if self.script.counts {
+                suffix.push_str(&format!("-{run}"));
+            }
             // Long chains would make texts of quadratic size.
             let mut text = format!("{}{suffix}({})", self.script.label, inputs.join(","));
             if text.len() > 256 {

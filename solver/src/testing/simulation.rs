@@ -58,11 +58,16 @@ pub struct Report {
 /// What was wrong, with what led to it.
 pub fn simulate(seed: u64, disturbances: Disturbances) -> Result<Report, String> {
     let mut simulation = Simulation::new(seed, disturbances);
-    simulation.run().map_err(|wrong| {
-        let tail = simulation.history.len().saturating_sub(60);
-        format!("seed {seed}: {wrong}\n  {}", simulation.history[tail..].join("\n  "))
-    })?;
-    Ok(simulation.report)
+    if simulation.run().is_ok() {
+        return Ok(simulation.report);
+    }
+    // Once more, writing down what happens.
+    let mut simulation = Simulation::new(seed, disturbances);
+    simulation.history = Some(Vec::new());
+    let wrong = simulation.run().err().unwrap_or_else(|| "not the same again".to_owned());
+    let history = simulation.history.unwrap_or_default();
+    let tail = history.len().saturating_sub(60);
+    Err(format!("seed {seed}: {wrong}\n  {}", history[tail..].join("\n  ")))
 }
 
 struct Simulation {
@@ -80,7 +85,7 @@ struct Simulation {
     last_build: u64,
     sessions: HashMap<JobId, usize>,
     injected: bool,
-    history: Vec<String>,
+    history: Option<Vec<String>>,
     report: Report,
 }
 
@@ -117,7 +122,7 @@ impl Simulation {
             last_build: 0,
             sessions: HashMap::new(),
             injected: false,
-            history: Vec::new(),
+            history: None,
             report: Report::default(),
         }
     }
@@ -161,7 +166,7 @@ impl Simulation {
         if self.rng.chance(self.disturbances.prunes) {
             let seed = self.rng.next();
             let mut rng = Rng::new(seed);
-            self.history.push("prune".to_owned());
+            self.note(|| "prune".to_owned());
             self.keys.drop_results(|_| rng.chance(30));
         }
         if !self.planned.is_empty() && (self.rng.chance(5) || self.open.is_empty()) {
@@ -264,7 +269,7 @@ impl Simulation {
 
     fn step(&mut self, event: Event) -> Result<(), String> {
         self.report.steps += 1;
-        self.history.push(brief(&event));
+        self.note(|| brief(&event));
         let mut effects = Vec::new();
         self.scheduler.step(event, &mut effects);
         for effect in effects {
@@ -288,6 +293,12 @@ impl Simulation {
             }
         }
         Ok(())
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(history) = &mut self.history {
+            history.push(line());
+        }
     }
 
     fn start(&mut self, work: WorkId, call: Call) -> Result<(), String> {
@@ -324,7 +335,7 @@ impl Simulation {
             Call::Save { .. } => Reply::Save(Ok(Vec::new())),
             Call::Lost { .. } => Reply::Lost,
         };
-        self.history.push(format!("  start {work:?} {} {}", name(&call), text.as_deref().unwrap_or("")));
+        self.note(|| format!("  start {work:?} {} {}", name(&call), text.as_deref().unwrap_or("")));
         // A vertex that ignores the cache may run beside one that does not.
         let twice = text.is_some() && self.calls.values().any(|other| other.text == text);
         if twice && self.disturbances.forced == 0 {
