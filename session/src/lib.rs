@@ -1,4 +1,4 @@
-//! Client sessions.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub mod attach;
