@@ -18,6 +18,7 @@ use crate::commit::{Committed, commit, response};
 use crate::error::{Error, Result};
 use crate::exporter::{ExportRequest, Exported, Exporter, Kind, Tools};
 use crate::image::{add_metadata, asked_names};
+use crate::platforms::epoch_of;
 use crate::progress::begin;
 use crate::source::keys;
 use crate::timestamp::Timestamp;
@@ -70,14 +71,9 @@ impl Exporter for ArchiveExporter {
         attrs.annotations.take_metadata(&request.source.metadata)?;
         attrs.complete(self.kind, request.compatibility)?;
         let mut committed = commit(&self.tools, &request, &attrs).await?;
-        let epoch = crate::platforms::epoch_of(&request.source, attrs.epoch, None)?;
-        committed
-            .descriptor
-            .annotations
-            .entry(CREATED.to_owned())
-            .or_insert_with(|| epoch.unwrap_or_else(Timestamp::now).whole_seconds().to_string());
+        let (top, names) = name(&committed, &attrs, &request)?;
+        committed.descriptor = top;
         let mut response = response(&committed);
-        let names = normalized_names(&asked_names(&attrs, &request))?;
         if !names.is_empty() {
             response.insert(keys::IMAGE_NAME.to_owned(), names.join(","));
         }
@@ -222,8 +218,21 @@ pub(crate) fn tar_error(error: TarError) -> io::Error {
     }
 }
 
+/// Returns the top document's descriptor as archives have it, and the image's names in full.
+pub(crate) fn name(
+    committed: &Committed,
+    attrs: &ImageAttrs,
+    request: &ExportRequest,
+) -> Result<(Descriptor, Vec<String>)> {
+    let mut top = committed.descriptor.clone();
+    let epoch = epoch_of(&request.source, attrs.epoch, None)?;
+    let created = || epoch.unwrap_or_else(Timestamp::now).whole_seconds().to_string();
+    top.annotations.entry(CREATED.to_owned()).or_insert_with(created);
+    Ok((top, normalized_names(&asked_names(attrs, request))?))
+}
+
 /// Returns the index of the layout: the image once for each name.
-fn layout_index(top: &Descriptor, names: &[String]) -> Result<Index> {
+pub(crate) fn layout_index(top: &Descriptor, names: &[String]) -> Result<Index> {
     let mut manifests = Vec::new();
     for name in names {
         let mut named = top.clone();
@@ -257,14 +266,14 @@ fn object_name(reference: &Reference) -> String {
 /// The document that `docker load` reads. Field order counts.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct DockerManifest {
+pub(crate) struct DockerManifest {
     config: String,
     repo_tags: Option<Vec<String>>,
     layers: Option<Vec<String>>,
 }
 
 impl DockerManifest {
-    fn new(manifest: &Manifest, names: &[String]) -> Result<Self> {
+    pub(crate) fn new(manifest: &Manifest, names: &[String]) -> Result<Self> {
         let path = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
         let familiar = |name: &String| {
             let reference = Reference::parse(name).map_err(|error| bad_name(name, &error))?;

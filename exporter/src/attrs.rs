@@ -23,6 +23,8 @@ pub(crate) struct ImageAttrs {
     pub(crate) annotations: AnnotationGroups,
     pub(crate) epoch: Epoch,
     pub(crate) rewrite_timestamp: bool,
+    /// Whether attestations that are for the inside of images only are taken.
+    pub(crate) inline_attestations: bool,
 }
 
 impl ImageAttrs {
@@ -36,6 +38,7 @@ impl ImageAttrs {
             annotations: AnnotationGroups::default(),
             epoch: None,
             rewrite_timestamp: false,
+            inline_attestations: false,
         };
         let mut rest = BTreeMap::new();
         for (key, value) in attrs {
@@ -43,10 +46,7 @@ impl ImageAttrs {
                 "name" => out.name.clone_from(value),
                 "oci-mediatypes" => out.oci_types = Some(parse_bool(key, value)?),
                 "oci-artifact" => out.oci_artifact = Some(parse_bool(key, value)?),
-                // Decides on attestations alone.
-                "attestation-inline" => {
-                    parse_bool(key, value)?;
-                }
+                "attestation-inline" => out.inline_attestations = parse_bool(key, value)?,
                 "prefer-nondist-layers" => out.layers.prefer_nondist = parse_bool(key, value)?,
                 "rewrite-timestamp" => out.rewrite_timestamp = parse_bool(key, value)?,
                 "source-date-epoch" => out.epoch = Some(parse_epoch(key, value)?),

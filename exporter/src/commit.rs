@@ -75,9 +75,7 @@ pub(crate) async fn commit(tools: &Tools, request: &ExportRequest, attrs: &Image
 }
 
 fn check(source: &Source, attrs: &ImageAttrs) -> Result<()> {
-    if !source.attestations.is_empty() {
-        return Err(Error::Unsupported(format!("attestations ({})", source.attestations.join(", "))));
-    }
+    source.refuse_attestations(attrs.inline_attestations)?;
     let known: Vec<Platform> = match source.is_map() {
         true => source.refs.keys().filter_map(|id| Platform::parse(id).ok()).collect(),
         false => Vec::new(),
@@ -219,3 +217,6 @@ pub(crate) fn response(committed: &Committed) -> BTreeMap<String, String> {
     }
     response
 }
+
+#[cfg(test)]
+mod tests;

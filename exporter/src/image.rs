@@ -28,7 +28,9 @@ pub(crate) struct ImageExporter {
 
 impl ImageExporter {
     pub(crate) fn new(id: usize, attrs: &BTreeMap<String, String>, tools: Tools) -> Result<Self> {
-        let (attrs, rest) = ImageAttrs::load(attrs)?;
+        let inline_asked = attrs.contains_key("attestation-inline");
+        let (mut attrs, rest) = ImageAttrs::load(attrs)?;
+        attrs.inline_attestations |= !inline_asked;
         let mut out = Self {
             id,
             tools,

@@ -8,6 +8,9 @@
 //! Documents and archives are byte-identical with those of moby/buildkit (exporter/) for the same input. This crate
 //! knows nothing of solves and frontends.
 #![forbid(unsafe_code)]
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod annotations;
 mod archive;
@@ -32,5 +35,5 @@ pub use crate::exporter::{Compatibility, ExportRequest, Exported, Exporter, Fina
 pub use crate::layers::{ExportedLayer, LayerMaker, LayerOptions};
 pub use crate::platforms::{ResultPlatform, result_platforms};
 pub use crate::push::{PushRequest, Pusher};
-pub use crate::source::{Source, keys};
+pub use crate::source::{Attestation, Source, keys};
 pub use crate::timestamp::Timestamp;

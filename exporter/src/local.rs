@@ -112,7 +112,7 @@ impl Exporter for LocalExporter {
     }
 
     async fn export(&self, request: ExportRequest) -> Result<Exported> {
-        refuse_attestations(&request)?;
+        request.source.refuse_attestations(false)?;
         let source = &request.source;
         let client = request.client().await?;
         let platforms = platforms_of(source, "unable to export multiple platforms without map")?;
@@ -157,12 +157,5 @@ pub(crate) fn one_of(mut trees: Vec<Arc<dyn Tree>>) -> Arc<dyn Tree> {
             trees.extend(last);
             Arc::new(MergedTree::new(trees))
         }
-    }
-}
-
-pub(crate) fn refuse_attestations(request: &ExportRequest) -> Result<()> {
-    match request.source.attestations.as_slice() {
-        [] => Ok(()),
-        kinds => Err(Error::Unsupported(format!("attestations ({})", kinds.join(", ")))),
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use kiln_cache::Ref;
 
+use crate::error::{Error, Result};
+
 /// Keys of result metadata that exporters understand.
 pub mod keys {
     /// Which platforms the result has, JSON.
@@ -35,11 +37,30 @@ pub struct Source {
     pub refs: BTreeMap<String, Option<Ref>>,
     /// What the frontend said.
     pub metadata: BTreeMap<String, Vec<u8>>,
-    /// Which kinds of attestations were asked for; none can be exported yet.
-    pub attestations: Vec<String>,
+    /// Which attestations were asked for; none can be exported yet.
+    pub attestations: Vec<Attestation>,
+}
+
+/// An attestation that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attestation {
+    /// What it says, for example `provenance`.
+    pub kind: String,
+    /// Only exporters that keep attestations inside of images are to have it; others leave it out.
+    pub inline_only: bool,
 }
 
 impl Source {
+    /// Fails when there is an attestation to be exported, which is not supported.
+    pub(crate) fn refuse_attestations(&self, takes_inline_only: bool) -> Result<()> {
+        let wanted = self.attestations.iter().filter(|wanted| takes_inline_only || !wanted.inline_only);
+        let kinds: Vec<&str> = wanted.map(|wanted| wanted.kind.as_str()).collect();
+        if kinds.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Unsupported(format!("attestations ({})", kinds.join(", "))))
+    }
+
     /// Whether the result has a map of states.
     pub fn is_map(&self) -> bool {
         !self.refs.is_empty()

@@ -14,7 +14,7 @@ use kiln_session::fsutil::{Stat, Tree};
 use crate::archive::tar_error;
 use crate::error::Result;
 use crate::exporter::{ExportRequest, Exported, Exporter, Kind};
-use crate::local::{FilesAttrs, one_of, refuse_attestations};
+use crate::local::{FilesAttrs, one_of};
 use crate::platforms::{epoch_of, platforms_of, state_of};
 use crate::progress::begin;
 use crate::trees::{in_platform_dir, tree_of};
@@ -42,7 +42,7 @@ impl Exporter for TarExporter {
     }
 
     async fn export(&self, request: ExportRequest) -> Result<Exported> {
-        refuse_attestations(&request)?;
+        request.source.refuse_attestations(false)?;
         let source = &request.source;
         let platforms = platforms_of(source, "unable to export multiple platforms without map")?;
         let mut trees = Vec::new();
