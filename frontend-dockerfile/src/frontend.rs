@@ -3,8 +3,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::lock::Mutex;
 use kiln_frontend::{
-    Bridge, Error as FrontendError, Frontend, FrontendRequest, FrontendResult, Reference, References,
-    SolveRequest, Warning, pb,
+    Attestation, AttestationKind, Bridge, Error as FrontendError, Frontend, FrontendRequest, FrontendResult,
+    Reference, References, SolveRequest, Warning, pb,
 };
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use crate::context::{Client, MainContext};
 use crate::error::{Error, Result};
 use crate::image::go_json;
 use crate::lint::Linter;
-use crate::lower::{Lowered, Request, linter, lower};
+use crate::lower::{Lowered, Request, Scanner, linter, lower};
 use crate::options::Options;
 use crate::parser::detect_syntax;
 use crate::platform::Platform;
@@ -113,6 +113,7 @@ async fn forward(client: &Client, file: &SourceFile) -> Result<Option<FrontendRe
 /// What one platform of a build came to.
 struct Built {
     reference: Option<Arc<dyn Reference>>,
+    attestation: Option<Attestation>,
     lowered: Lowered,
 }
 
@@ -123,17 +124,18 @@ async fn build(client: &Client, main: MainContext, file: &SourceFile) -> Result<
         platforms => platforms.iter().map(Some).collect(),
     };
     // Lowering is quick and shares the context; it is the solves that may take their time.
+    let scanner = Scanner::resolve(client).await?;
     let main = Mutex::new(main);
     let builds = targets
         .iter()
         .enumerate()
-        .map(|(index, platform)| build_platform(client, &main, file, *platform, index));
+        .map(|(index, platform)| build_platform(client, &main, file, *platform, index, scanner.as_ref()));
     let built = futures::future::try_join_all(builds).await?;
 
     let mut result = FrontendResult::default();
     let mut platforms = Vec::new();
     let mut refs = std::collections::BTreeMap::new();
-    for (platform, Built { reference, lowered }) in targets.iter().zip(built) {
+    for (platform, Built { reference, attestation, lowered }) in targets.iter().zip(built) {
         let wanted = platform.cloned().unwrap_or_else(Platform::host).normalized();
         let exported = exported(&wanted, &lowered.image.platform());
         let suffix = if options.multi_platform { format!("/{}", exported.id) } else { String::new() };
@@ -145,6 +147,9 @@ async fn build(client: &Client, main: MainContext, file: &SourceFile) -> Result<
         }
         if let Some(epoch) = lowered.epoch {
             add("source.date.epoch", epoch.to_string().into_bytes());
+        }
+        if let Some(attestation) = attestation {
+            result.attestations.insert(exported.id.clone(), vec![attestation]);
         }
         refs.insert(exported.id.clone(), reference);
         platforms.push(exported);
@@ -165,17 +170,29 @@ async fn build_platform(
     file: &SourceFile,
     platform: Option<&Platform>,
     index: usize,
+    scanner: Option<&Scanner>,
 ) -> Result<Built> {
     let mut lint = linter(client, file)?;
     lint.muted = index > 0;
-    let request = Request { client, file, platform, all_stages: false };
+    let request = Request { client, file, platform, all_stages: false, scanner };
     let lowered = lower(request, &mut *main.lock().await, &mut lint).await;
     warn(client, file, &lint).await;
     let lowered = lowered?;
     let mut solve = SolveRequest::definition(lowered.definition.clone());
     solve.cache_imports = client.options.cache_imports.clone();
     let reference = client.bridge.solve(solve).await?.single_ref().cloned();
-    Ok(Built { reference, lowered })
+    let attestation = match lowered.attestation.clone() {
+        None => None,
+        Some(scan) => {
+            let scanned = client.bridge.solve(SolveRequest::definition(scan)).await?.single_ref().cloned();
+            let mut attestation = Attestation::new(AttestationKind::Bundle, scanned);
+            attestation.predicate_type = "https://spdx.dev/Document".to_owned();
+            attestation.metadata.insert("reason".to_owned(), b"sbom".to_vec());
+            attestation.metadata.insert("sbom-core".to_owned(), b"sbom".to_vec());
+            Some(attestation)
+        }
+    };
+    Ok(Built { reference, attestation, lowered })
 }
 
 /// Sends what the linter found.

@@ -32,6 +32,13 @@ pub(crate) struct State {
     pub(crate) platform: Option<Platform>,
 }
 
+impl Edge {
+    /// Another output of the same vertex.
+    pub(crate) fn output(self, index: i64) -> Self {
+        Self { index, ..self }
+    }
+}
+
 impl State {
     pub(crate) fn new(output: Option<Edge>) -> Self {
         Self { output, ..Self::default() }

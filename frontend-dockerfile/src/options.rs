@@ -304,7 +304,10 @@ fn cache_imports(json: &str, legacy: &str) -> Result<Vec<CacheImport>> {
     let mut imports = Vec::new();
     if !json.is_empty() {
         let entries: Vec<CacheEntry> = serde_json::from_str(json).map_err(|error| {
-            Error::new(format!("failed to unmarshal cache-imports ({}): {error}", quote(json)))
+            // A text that ends too soon is told apart from one that is wrong, and in the reference's words.
+            let cut_off = serde_json::from_str::<serde_json::Value>(json).is_err_and(|error| error.is_eof());
+            let why = if cut_off { "unexpected end of JSON input".to_owned() } else { error.to_string() };
+            Error::new(format!("failed to unmarshal cache-imports ({}): {why}", quote(json)))
         })?;
         let import =
             |entry: CacheEntry| CacheImport { kind: entry.kind, attrs: entry.attrs.unwrap_or_default() };

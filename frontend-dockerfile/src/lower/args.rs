@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use kiln_frontend::pb;
 
@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::instruction::{Command, Kind, Stages};
 use crate::lint::Rule;
 use crate::lower::Lowering;
+use crate::lower::outline::{ArgNote, Notes};
 use crate::reference::Reference;
 use crate::shell::Env;
 
@@ -40,26 +41,37 @@ impl Lowering<'_> {
         predefined: &Env,
         commands: &[Command],
         build_args: &BTreeMap<String, String>,
-    ) -> Result<(Env, BTreeSet<String>)> {
-        let (mut env, mut declared) = (predefined.clone(), BTreeSet::new());
+    ) -> Result<(Env, Notes)> {
+        let (mut env, mut notes) = (predefined.clone(), Notes::default());
         for command in commands {
             let Kind::Arg(pairs) = &command.kind else { continue };
             for pair in pairs {
-                declared.insert(pair.key.clone());
+                let mut note =
+                    ArgNote { doc: pair.doc.clone(), ranges: command.ranges.clone(), ..ArgNote::default() };
                 let value = match (build_args.get(&pair.key), &pair.value) {
                     (Some(value), _) => Some(value.clone()),
                     (None, Some(default)) => {
-                        let value = self.lex.word(default, &env);
-                        Some(value.map_err(|error| Error::new(error).at(&command.ranges))?)
+                        let (found, outcome) = self.lex.expand(default, &env);
+                        outcome.map_err(|error| Error::new(error).at(&command.ranges))?;
+                        note.deps = found.set;
+                        // A default that refers to its own name means the declaration before it.
+                        if note.deps.remove(&pair.key)
+                            && let Some(earlier) = notes.args.get(&pair.key)
+                        {
+                            note.deps.extend(earlier.deps.iter().cloned());
+                        }
+                        Some(found.text)
                     }
                     (None, None) => None,
                 };
                 if let Some(value) = value {
                     env.set(&pair.key, &value);
+                    note.value = value;
                 }
+                notes.args.insert(pair.key.clone(), note);
             }
         }
-        Ok((env, declared))
+        Ok((env, notes))
     }
 
     /// Checks that the bases make sense when no build argument is given.

@@ -6,6 +6,7 @@ use crate::image::{Empty, Healthcheck, Image};
 use crate::instruction::{ArgPair, Command, CommandLine, Health, KeyValue};
 use crate::lint::Rule;
 use crate::lower::Lowering;
+use crate::lower::outline::ArgNote;
 use crate::text::quote;
 
 impl Lowering<'_> {
@@ -72,6 +73,7 @@ impl Lowering<'_> {
                 (None, Some(default)) => Some(self.expand(index, command, default)?),
                 (None, None) => self.globals.get(&pair.key).map(str::to_owned),
             };
+            self.note_arg(index, command, pair, value.as_deref());
             let stage = &mut self.stages[index];
             if let Some(value) = &value
                 && !pair.key.starts_with("BUILDKIT_SBOM_SCAN_")
@@ -86,6 +88,23 @@ impl Lowering<'_> {
         }
         self.history(index, format!("ARG {}", texts.join(" ")), false);
         Ok(())
+    }
+
+    /// Notes an ARG; one that only takes over a global one leaves that one's note in place.
+    fn note_arg(&mut self, index: usize, command: &Command, pair: &ArgPair, value: Option<&str>) {
+        let inherited = pair.value.is_none() && !self.build_args.contains_key(&pair.key) && value.is_some();
+        let notes = &mut self.stages[index].notes;
+        notes.used.insert(pair.key.clone());
+        if !inherited {
+            let value = value.unwrap_or_default().to_owned();
+            let note = ArgNote {
+                value,
+                doc: pair.doc.clone(),
+                ranges: command.ranges.clone(),
+                ..ArgNote::default()
+            };
+            notes.args.insert(pair.key.clone(), note);
+        }
     }
 
     pub(super) fn cmd(&mut self, index: usize, command: &Command, line: &CommandLine) -> Result<()> {

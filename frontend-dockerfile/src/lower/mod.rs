@@ -6,8 +6,10 @@ mod copy;
 mod expose;
 mod instructions;
 mod names;
+mod outline;
 mod resolve;
 mod run;
+mod sbom;
 mod signal;
 mod source_epoch;
 mod stages;
@@ -17,6 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_frontend::pb;
 use kiln_patterns::Patterns;
 
+pub(crate) use self::outline::{Entry as OutlineEntry, Outline};
+pub(crate) use self::sbom::Scanner;
 use crate::context::{Client, MainContext};
 use crate::error::{Error, Result};
 use crate::graph::{Edge, Graph, State};
@@ -37,6 +41,8 @@ pub(crate) struct Request<'a> {
     pub(crate) platform: Option<&'a Platform>,
     /// Lower every stage, whether the target needs it or not.
     pub(crate) all_stages: bool,
+    /// Also scan the result.
+    pub(crate) scanner: Option<&'a Scanner>,
 }
 
 /// A target, lowered.
@@ -47,6 +53,9 @@ pub(crate) struct Lowered {
     /// Config of the base image as it was.
     pub(crate) base_image: Option<Image>,
     pub(crate) epoch: Option<i64>,
+    /// Where the bill of materials is, if one was asked for.
+    pub(crate) attestation: Option<pb::Definition>,
+    pub(crate) outline: Outline,
 }
 
 /// The linter for a file: its own directive, or the build argument instead.
@@ -118,6 +127,8 @@ struct Lowering<'a> {
     /// Local sources that are limited to the paths of a set, once all are known.
     late_locals: Vec<(Edge, usize)>,
     groups: usize,
+    scanner: Option<&'a Scanner>,
+    notes: outline::Notes,
 }
 
 impl<'a> Lowering<'a> {
@@ -147,6 +158,8 @@ impl<'a> Lowering<'a> {
             proxy: args::proxy(&options.build_args),
             late_locals: Vec::new(),
             groups: 0,
+            scanner: request.scanner,
+            notes: outline::Notes::default(),
         }
     }
 
@@ -158,8 +171,8 @@ impl<'a> Lowering<'a> {
         };
         let predefined = self.predefined(&target);
         self.check_default_bases(stages, &predefined);
-        (self.globals, self.declared) =
-            self.global_args(&predefined, &stages.global_args, &self.build_args)?;
+        (self.globals, self.notes) = self.global_args(&predefined, &stages.global_args, &self.build_args)?;
+        self.declared = self.notes.args.keys().cloned().collect();
         self.resolve_epoch(stages).await
     }
 
@@ -200,6 +213,10 @@ impl<'a> Lowering<'a> {
         for stage in &self.stages {
             paths.extend(stage.context_paths.iter().cloned());
         }
+        let scan = self.scanner.map(|scanner| {
+            let id = self.asked_platform().cloned().unwrap_or_else(Platform::host).normalized().format();
+            self.scan(target, scanner, &id)
+        });
         let source = self.main.source(self.client, &mut self.graph, follow_paths(&paths))?;
         self.graph.fill(self.context, source);
         for (edge, set) in std::mem::take(&mut self.late_locals) {
@@ -232,7 +249,19 @@ impl<'a> Lowering<'a> {
         }
         image.set_platform(&image.platform().normalized());
         let definition = self.graph.marshal(stage.state.output, self.file)?;
-        Ok(Lowered { definition, image, base_image: stage.base_image.clone(), epoch: self.epoch })
+        let attestation = match scan {
+            Some(edge) => Some(self.graph.marshal(Some(edge), self.file)?),
+            None => None,
+        };
+        let outline = self.outline(target);
+        Ok(Lowered {
+            definition,
+            image,
+            base_image: stage.base_image.clone(),
+            epoch: self.epoch,
+            attestation,
+            outline,
+        })
     }
 
     /// The platform of ops in a state.

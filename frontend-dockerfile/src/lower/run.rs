@@ -4,10 +4,12 @@ use crate::error::{Error, Result};
 use crate::graph::{Edge, FileStep, Meta};
 use crate::instruction::{Command, Mount, MountKind, RunArgs, Sharing, parse_mount};
 use crate::lower::config::with_shell;
+use crate::lower::outline::Notes;
 use crate::lower::{Lowering, names};
 use crate::parser::{heredoc_word, strip_tabs};
 use crate::paths::{base, clean, join, rooted};
 use crate::shell::Lex;
+use crate::source::LineRange;
 use crate::text::quote;
 
 /// What the mounts of a RUN add to its exec.
@@ -37,7 +39,7 @@ impl Lowering<'_> {
         let mut mounts = Mounts::default();
         let (args, suffix) = self.command_line(index, run, &mut mounts)?;
         for (mount, source) in parsed.into_iter().zip(sources) {
-            self.mount(index, mount, *source, &mut mounts)?;
+            self.mount(index, mount, *source, &command.ranges, &mut mounts)?;
         }
         if run.has_devices {
             return Err(Error::new(
@@ -130,7 +132,14 @@ impl Lowering<'_> {
         (mount, Some(file))
     }
 
-    fn mount(&mut self, index: usize, mut mount: Mount, source: usize, out: &mut Mounts) -> Result<()> {
+    fn mount(
+        &mut self,
+        index: usize,
+        mut mount: Mount,
+        source: usize,
+        ranges: &[LineRange],
+        out: &mut Mounts,
+    ) -> Result<()> {
         if mount.from.is_empty() && mount.kind == MountKind::Cache {
             mount.from = "scratch".to_owned();
         }
@@ -147,8 +156,18 @@ impl Lowering<'_> {
         }
         let mut wire = pb::Mount { readonly: mount.readonly, output: -1, ..pb::Mount::default() };
         match mount.kind {
-            MountKind::Secret => return secret(&mount, out),
-            MountKind::Ssh => return ssh(&mount, out),
+            MountKind::Secret => {
+                let id = secret(&mount, out)?;
+                let notes = &mut self.stages[index].notes.secrets;
+                Notes::add(notes, &id, mount.required, ranges);
+                return Ok(());
+            }
+            MountKind::Ssh => {
+                ssh(&mount, out)?;
+                let id = if mount.id.is_empty() { "default" } else { &mount.id };
+                Notes::add(&mut self.stages[index].notes.ssh, id, mount.required, ranges);
+                return Ok(());
+            }
             MountKind::Tmpfs => {
                 wire = pb::Mount { readonly: mount.readonly, ..tmpfs("", mount.size) };
                 edge = None;
@@ -316,7 +335,7 @@ impl Lowering<'_> {
     }
 }
 
-fn tmpfs(dest: &str, size: i64) -> pb::Mount {
+pub(super) fn tmpfs(dest: &str, size: i64) -> pb::Mount {
     pb::Mount {
         dest: dest.to_owned(),
         output: -1,
@@ -326,7 +345,8 @@ fn tmpfs(dest: &str, size: i64) -> pb::Mount {
     }
 }
 
-fn secret(mount: &Mount, out: &mut Mounts) -> Result<()> {
+/// Adds a secret and returns its id.
+fn secret(mount: &Mount, out: &mut Mounts) -> Result<String> {
     let id = match (mount.source.as_str(), mount.id.as_str(), mount.target.as_str()) {
         ("", "", "") => return Err(Error::new("one of source, target required")),
         ("", "", target) => base(target).to_owned(),
@@ -338,7 +358,7 @@ fn secret(mount: &Mount, out: &mut Mounts) -> Result<()> {
         out.masked.push(name.clone());
         out.secret_env.push(pb::SecretEnv { id: id.clone(), name: name.clone(), optional: !mount.required });
         if mount.target.is_empty() {
-            return Ok(());
+            return Ok(id);
         }
     }
     let dest = match mount.target.as_str() {
@@ -350,7 +370,7 @@ fn secret(mount: &Mount, out: &mut Mounts) -> Result<()> {
         dest,
         mount_type: pb::MountType::Secret.into(),
         secret_opt: Some(pb::SecretOpt {
-            id,
+            id: id.clone(),
             uid: mount.uid.unwrap_or_default(),
             gid: mount.gid.unwrap_or_default(),
             mode: mount.mode.unwrap_or(0o400),
@@ -358,7 +378,7 @@ fn secret(mount: &Mount, out: &mut Mounts) -> Result<()> {
         }),
         ..pb::Mount::default()
     });
-    Ok(())
+    Ok(id)
 }
 
 fn ssh(mount: &Mount, out: &mut Mounts) -> Result<()> {

@@ -7,6 +7,7 @@ use crate::image::Image;
 use crate::instruction::{Command, Kind, Stage, Stages};
 use crate::lint::Rule;
 use crate::lower::Lowering;
+use crate::lower::outline::Notes;
 use crate::platform::Platform;
 use crate::shell::{Env, Expansion, Lex};
 use crate::source::LineRange;
@@ -45,6 +46,7 @@ pub(super) struct StageState {
     pub(super) cmd: Option<Vec<LineRange>>,
     pub(super) entrypoint: Option<Vec<LineRange>>,
     pub(super) healthcheck: Option<Vec<LineRange>>,
+    pub(super) notes: Notes,
 }
 
 /// An instruction with the stages it takes files from.
@@ -66,9 +68,12 @@ impl Lowering<'_> {
                 return Err(Error::new(format!("base name ({}) should not be blank", stage.base)).at(&place));
             }
             stage.base = base.text;
+            let mut used = base.set;
             let mut state = StageState { display_name: stage.name.clone(), ..StageState::default() };
             if !stage.platform.is_empty() {
-                state.platform = Some(self.stage_platform(&stage)?);
+                let (platform, names) = self.stage_platform(&stage)?;
+                state.platform = Some(platform);
+                used.extend(names);
             }
             if !stage.name.is_empty() {
                 let platform = state.platform.as_ref().or(self.asked_platform());
@@ -87,6 +92,7 @@ impl Lowering<'_> {
             state.stage = stage;
             let index = self.add(state);
             let state = &mut self.stages[index];
+            state.notes.used.extend(used);
             let real_base = state.stage.base != "scratch" && state.base.is_none();
             state.steps = usize::from(real_base) + state.stage.commands.iter().filter(|c| is_step(c)).count();
         }
@@ -98,7 +104,8 @@ impl Lowering<'_> {
         (!self.implied_platform).then_some(&self.target_platform)
     }
 
-    fn stage_platform(&mut self, stage: &Stage) -> Result<Platform> {
+    /// The platform of a stage, and the arguments that say so.
+    fn stage_platform(&mut self, stage: &Stage) -> Result<(Platform, BTreeSet<String>)> {
         let place = &stage.ranges;
         let (found, outcome) = self.lex.expand(&stage.platform, &self.globals);
         self.report_undeclared(&found, stage);
@@ -118,11 +125,12 @@ impl Lowering<'_> {
             let message = format!("empty platform value from expression {}", stage.platform);
             return Err(Error::new(hint(message)).at(place));
         }
-        Platform::parse(&found.text).map_err(|error| {
+        let platform = Platform::parse(&found.text).map_err(|error| {
             Error::new(format!("failed to parse platform {}: {}", stage.platform, hint(error)))
                 .at(place)
                 .at(place)
-        })
+        })?;
+        Ok((platform, found.set.clone()))
     }
 
     fn report_undeclared(&mut self, found: &Expansion, stage: &Stage) {
@@ -163,6 +171,12 @@ impl Lowering<'_> {
     fn add(&mut self, mut state: StageState) -> usize {
         let index = self.stages.len();
         state.base = self.by_name.get(&state.stage.base).copied();
+        if !state.unregistered {
+            state.notes = match state.base {
+                Some(base) => self.stages[base].notes.clone(),
+                None => self.notes.clone(),
+            };
+        }
         state.paths = self.used_paths.len();
         self.used_paths.push(BTreeSet::new());
         if !state.stage.name.is_empty() {
