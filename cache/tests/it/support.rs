@@ -32,7 +32,7 @@ impl Fixture {
         let snapshots: Arc<dyn Snapshotter> =
             Arc::new(OverlaySnapshotter::open(dir.path().join("snapshots")).unwrap());
         let content: Arc<dyn ContentStore> = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
-        let options =
+        let mut options =
             CacheOptions::new(dir.path().join("kiln"), Arc::clone(&snapshots), Arc::clone(&content));
         // What is synced when is up to the test.
         options.checkpoint = std::time::Duration::from_secs(3600);
