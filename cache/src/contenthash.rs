@@ -14,7 +14,7 @@ mod tree;
 mod wildcard;
 
 pub use self::answer::nil_content_digest;
-pub(crate) use self::answer::transferred;
+pub(crate) use self::answer::{Trees, transferred};
 pub use self::changes::{ChangeLog, ContentChange};
 pub use self::header::{ContentHeader, EntryKind};
 pub use self::selector::ContentSelector;

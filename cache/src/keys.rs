@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
+use futures::future::try_join_all;
 use kiln_solver::{
     CacheKeys, CacheRecord, KeyAndSelector, KeyDigest, KeyId, Lookup, NewKey, Origin, OutputIndex, ResultRef,
     ResultValue,
@@ -171,23 +172,25 @@ impl Ref {
         if self.has_lost_part() {
             return Err(Error::Lost(self.id().clone()));
         }
-        let inner = self.0.inner();
-        for layer in self.stack() {
-            let (snapshot, blobs) = {
-                let state = layer.0.state();
-                (state.snapshot.clone(), state.blobs.clone())
-            };
-            match snapshot {
-                Some(snapshot) => {
-                    if !inner.snapshotter().exists(&snapshot).await? {
-                        self.gone_from_store(&snapshot).await?;
-                    }
+        let stack = self.stack();
+        try_join_all(stack.iter().map(|layer| self.check_layer(layer))).await.map(drop)
+    }
+
+    async fn check_layer(&self, layer: &Self) -> Result<()> {
+        let (snapshot, blobs) = {
+            let state = layer.0.state();
+            (state.snapshot.clone(), state.blobs.clone())
+        };
+        match snapshot {
+            Some(snapshot) => {
+                if !self.0.inner().snapshotter().exists(&snapshot).await? {
+                    self.gone_from_store(&snapshot).await?;
                 }
-                None => {
-                    if layer.by_nearness(blobs).await?.is_empty() {
-                        layer.lose().await?;
-                        return Err(Error::Lost(layer.id().clone()));
-                    }
+            }
+            None => {
+                if layer.by_nearness(blobs).await?.is_empty() {
+                    layer.lose().await?;
+                    return Err(Error::Lost(layer.id().clone()));
                 }
             }
         }

@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Error, LayerBlob, RecordId, RecordOptions, Ref, Result,
     db::{
-        Database,
+        Database, bulk,
         rows::{self, Kind, RecordRow},
     },
     janitor::{self, Janitor},
@@ -71,6 +71,7 @@ pub(crate) struct Inner {
     content: Arc<dyn ContentStore>,
     pub(crate) live: Live,
     pub(crate) janitor: Janitor,
+    pub(crate) trees: crate::contenthash::Trees,
     /// Layers known by what they stand on and their diff ID, for those that no row names yet.
     layers: Mutex<HashMap<LayerKey, Weak<Record>>>,
     /// One at a time finds or makes a lazy layer.
@@ -104,6 +105,7 @@ impl CacheManager {
             content: options.content,
             live: Live::default(),
             janitor: Janitor::default(),
+            trees: crate::contenthash::Trees::default(),
             layers: Mutex::default(),
             lazy: tokio::sync::Mutex::default(),
             naming: tokio::sync::Mutex::default(),
@@ -306,7 +308,7 @@ impl Inner {
                 todo.pop();
                 continue;
             }
-            if !rows.contains_key(&id) {
+            if !holds.ids.contains(&id) {
                 match self.live.lease(&id) {
                     Lease::Live(record) => {
                         ready.insert(id, Ref(record));
@@ -315,11 +317,14 @@ impl Inner {
                     Lease::Refused => return Ok(None),
                     Lease::Held => holds.ids.push(id.clone()),
                 }
-                match self.db.read(|connection| rows::load(connection, &id))? {
-                    // A mutable record that was not left at rest has unknown content.
-                    Some(row) if !row.dirty => rows.insert(id.clone(), row),
-                    _ => return Ok(None),
-                };
+                if id == *wanted {
+                    // Read once it is held: from now on neither it nor what it stands on is collected.
+                    rows = self.db.read(|connection| bulk::chain(connection, &id))?;
+                }
+                // A mutable record that was not left at rest has unknown content.
+                if rows.get(&id).is_none_or(|row| row.dirty) {
+                    return Ok(None);
+                }
             }
             let missing: Vec<RecordId> = rows
                 .get(&id)

@@ -350,9 +350,8 @@ impl Inner {
             let taken = id.clone();
             self.db()
                 .write(move |transaction| {
-                    // What is known of its content ends with the first write to it.
+                    // What leads to its content ends with the first write to it.
                     crate::db::keys::release_results(transaction, &taken)?;
-                    rows::drop_answers(transaction, &taken)?;
                     rows::touch(transaction, &taken, 1, SystemTime::now())?;
                     rows::set_dirty(transaction, &taken, true)
                 })

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     CacheManager, Error, GcPolicy, PruneOptions, RecordId, RecordType, Result, UsageQuery, UsageRecord,
-    db::rows,
+    db::{bulk, rows},
     filter::{Fields, Filters},
     janitor,
     manager::{Inner, blocking},
@@ -180,17 +180,7 @@ async fn survey(inner: &Arc<Inner>) -> Result<Vec<UsageRecord>> {
         .map(|r| r.row())
         .collect();
     let reader = Arc::clone(inner);
-    let mut rows = blocking(move || {
-        let mut all = Vec::new();
-        reader.db().read(|connection| {
-            rows::for_each(connection, |row| {
-                all.push(row);
-                Ok(())
-            })
-        })?;
-        Ok(all)
-    })
-    .await?;
+    let mut rows = blocking(move || reader.db().read(bulk::all)).await?;
     rows.extend(pending);
     let mut records = Vec::with_capacity(rows.len());
     for row in rows {

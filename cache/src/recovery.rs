@@ -51,7 +51,10 @@ pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<()> {
         Ok((snapshots, blobs))
     })?;
     inner.janitor.remove_snapshots(snapshots.into_iter().filter(|id| !named_snapshots.contains(id)));
-    inner.janitor.remove_blobs(blobs.into_iter().filter(|digest| !named_blobs.contains(digest)));
+    // Blobs go at once: a build that finds one there must not see it go. Directories may take longer.
+    for digest in blobs.into_iter().filter(|digest| !named_blobs.contains(digest)) {
+        inner.content().delete(&digest).await?;
+    }
     Ok(())
 }
 

@@ -152,6 +152,11 @@ impl Drop for Record {
         // Long chains are taken apart in a loop: dropping one inside the other would run out of stack.
         let mut below: Vec<Ref> =
             self.parents.drain(..).map(|(_, parent)| parent).chain(self.stack.drain(..)).collect();
+        if self.record_type == RecordType::LocalSource
+            && let Some(tree) = self.checksums.get_mut().take()
+        {
+            self.inner.trees.keep(&self.id, tree);
+        }
         self.inner.left(&self.id, self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
         while let Some(Ref(record)) = below.pop() {
             if let Some(mut record) = Arc::into_inner(record) {

@@ -1,6 +1,6 @@
 //! Content requests on refs: answered from the catalogue, else from the tree.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_digest::Digest;
 use kiln_rootdir::Root;
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     BlobProvider, Error, RecordId, RecordType, Ref, Result,
+    db::rows,
     manager::{Inner, blocking},
 };
 
@@ -47,13 +48,18 @@ impl Ref {
         }
         let mut slot = self.0.checksums.lock().await;
         let received = self.record_type() == RecordType::LocalSource && self.parents().is_empty();
-        let (mut tree, stored) = match slot.take() {
-            Some(tree) => (tree, received),
-            None if received => match inner.db().read(|connection| store::read(connection, self.id()))? {
-                Some(tree) => (tree, true),
-                None => (Tree::default(), false),
+        let mut tree = match slot.take() {
+            Some(tree) => tree,
+            None if received => match inner.trees.take(self.id()) {
+                Some(tree) => tree,
+                None => {
+                    let (reader, id) = (Arc::clone(inner), self.id().clone());
+                    let stored =
+                        blocking(move || reader.db().read(|connection| store::read(connection, &id)));
+                    stored.await?.unwrap_or_default()
+                }
             },
-            None => (Tree::default(), false),
+            None => Tree::default(),
         };
         let mount = self.mount(provider).await?;
         let wanted = selectors.to_vec();
@@ -67,11 +73,17 @@ impl Ref {
             Ok((digest, tree))
         })
         .await?;
-        let delta = (received && (stored || tree.is_complete())).then(|| tree.delta());
-        *slot = Some(tree);
-        let digest = digest?;
+        let digest = match digest {
+            Ok(digest) => digest,
+            Err(error) => {
+                *slot = Some(tree);
+                return Err(error);
+            }
+        };
         if self.is_published() {
+            let delta = (received && tree.is_complete()).then(|| tree.delta());
             let id = self.id().clone();
+            // When this fails the tree is dropped too: what is stored and what it takes for stored would differ.
             inner
                 .db()
                 .write(move |transaction| {
@@ -82,6 +94,7 @@ impl Ref {
                 })
                 .await?;
         }
+        *slot = Some(tree);
         Ok(digest)
     }
 }
@@ -98,20 +111,32 @@ fn with_root<T>(mount: &Mount, f: impl FnOnce(&Root, &str) -> Result<T>) -> Resu
 }
 
 /// Brings what is known of a received context up to date with the changes of a transfer. Without a list of changes
-/// nothing is known any more.
+/// nothing is known any more; with an empty one everything still is.
 pub(crate) async fn transferred(
     inner: &Arc<Inner>,
     id: &RecordId,
     fresh: bool,
     changes: Option<Vec<(String, ContentChange)>>,
 ) -> Result<Option<Tree>> {
-    let stored = match &changes {
-        Some(_) if fresh => Some(Tree::default()),
-        Some(_) => inner.db().read(|connection| store::read(connection, id))?,
-        None => None,
-    };
+    // Only a tree that knows everything can follow changes.
+    let kept = inner.trees.take(id).filter(Tree::is_complete);
     let id = id.clone();
-    let (Some(mut tree), Some(changes)) = (stored, changes) else {
+    let Some(changes) = changes else {
+        inner.db().write(move |transaction| store::clear(transaction, &id)).await?;
+        return Ok(None);
+    };
+    if changes.is_empty() && !fresh {
+        return Ok(kept);
+    }
+    let stored = match kept {
+        Some(tree) => Some(tree),
+        None if fresh => Some(Tree::default()),
+        None => {
+            let (reader, id) = (Arc::clone(inner), id.clone());
+            blocking(move || reader.db().read(|connection| store::read(connection, &id))).await?
+        }
+    };
+    let Some(mut tree) = stored else {
         inner.db().write(move |transaction| store::clear(transaction, &id)).await?;
         return Ok(None);
     };
@@ -123,8 +148,44 @@ pub(crate) async fn transferred(
         Ok((tree, delta))
     })
     .await?;
-    inner.db().write(move |transaction| store::write(transaction, &id, &delta)).await?;
+    inner
+        .db()
+        .write(move |transaction| {
+            rows::drop_answers(transaction, &id)?;
+            store::write(transaction, &id, &delta)
+        })
+        .await?;
     Ok(Some(tree))
+}
+
+/// Trees of received contexts that nobody holds at the moment: the next build asks for them again.
+#[derive(Debug, Default)]
+pub(crate) struct Trees(Mutex<Vec<(RecordId, Tree)>>);
+
+/// Entries kept in memory, of all trees together.
+const KEPT_ENTRIES: usize = 50_000;
+
+impl Trees {
+    /// Keeps a tree; those kept longest go when there are too many entries.
+    pub(crate) fn keep(&self, id: &RecordId, tree: Tree) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(other, _)| other != id);
+        kept.push((id.clone(), tree));
+        let mut entries: usize = kept.iter().map(|(_, tree)| tree.entries.len()).sum();
+        let mut gone = 0;
+        while entries > KEPT_ENTRIES {
+            entries -= kept.get(gone).map_or(entries, |(_, tree)| tree.entries.len());
+            gone += 1;
+        }
+        let gone = gone.min(kept.len());
+        kept.drain(..gone);
+    }
+
+    fn take(&self, id: &RecordId) -> Option<Tree> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = kept.iter().position(|(other, _)| other == id)?;
+        Some(kept.remove(place).1)
+    }
 }
 
 impl From<kiln_patterns::Error> for Error {

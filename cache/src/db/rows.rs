@@ -157,7 +157,7 @@ pub(crate) fn seq_of(connection: &Connection, id: &RecordId) -> Result<Option<i6
         .optional()?)
 }
 
-const COLUMNS: &str = "seq, id, kind, mutable, dirty, snapshot, size, inodes, description, record_type, retain, \
+pub(super) const COLUMNS: &str = "seq, id, kind, mutable, dirty, snapshot, size, inodes, description, record_type, retain, \
                        created_at, last_used_at, usage_count";
 
 /// A record by its id.
@@ -172,19 +172,7 @@ pub(crate) fn load(connection: &Connection, id: &RecordId) -> Result<Option<Reco
     Ok(Some(row))
 }
 
-/// Calls `each` with every record, oldest first.
-pub(crate) fn for_each(connection: &Connection, mut each: impl FnMut(RecordRow) -> Result<()>) -> Result<()> {
-    let mut statement = connection.prepare(&format!("SELECT {COLUMNS} FROM records ORDER BY seq"))?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let (seq, mut record) = read(row)?;
-        complete(connection, seq, &mut record)?;
-        each(record)?;
-    }
-    Ok(())
-}
-
-fn read(row: &Row<'_>) -> Result<(i64, RecordRow)> {
+pub(super) fn read(row: &Row<'_>) -> Result<(i64, RecordRow)> {
     let id: String = row.get("id")?;
     let kind = match row.get::<_, i64>("kind")? {
         0 => Kind::Layer,
@@ -249,7 +237,7 @@ fn complete(connection: &Connection, seq: i64, record: &mut RecordRow) -> Result
     Ok(())
 }
 
-fn blob(id: &RecordId, row: &Row<'_>) -> Result<LayerBlob> {
+pub(super) fn blob(id: &RecordId, row: &Row<'_>) -> Result<LayerBlob> {
     let damaged = |what: String| Error::damaged(id.as_str(), what);
     let descriptor: Descriptor =
         serde_json::from_str(&row.get::<_, String>(0)?).map_err(|error| damaged(error.to_string()))?;

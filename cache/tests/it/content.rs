@@ -113,3 +113,32 @@ async fn nothing_but_the_root_is_in_an_empty_state() {
     let error = nil_content_digest(&[path("a")]).unwrap_err();
     assert_eq!(error.to_string(), "a: no such file or directory");
 }
+
+#[tokio::test]
+async fn an_unchanged_context_keeps_its_answers() {
+    let fixture = Fixture::new().await;
+    let source = fixture.cache.local_source("ctx", context()).await.unwrap();
+    put(&source, "a", "1").await;
+    put(&source, "b", "2").await;
+    let view = source.commit().await.unwrap();
+    let a = digest(&view, &[path("a")]).await;
+    drop(view);
+    let source = fixture.cache.local_source("ctx", context()).await.unwrap();
+    source.changes();
+    let view = source.commit().await.unwrap();
+    assert_eq!(digest(&view, &[path("a")]).await, a);
+    let b = digest(&view, &[path("b")]).await;
+    drop(view);
+    let source = fixture.cache.local_source("ctx", context()).await.unwrap();
+    source.changes().push("b", ContentChange::Removed);
+    std::fs::remove_file(source.mount().await.unwrap().with_temp().unwrap().path().join("b")).unwrap();
+    put(&source, "a", "2").await;
+    let view = source.commit().await.unwrap();
+    assert_ne!(digest(&view, &[path("a")]).await, a);
+    assert!(view.content_digest(&[path("b")], &NoProvider).await.is_err());
+    drop(view);
+    let source = fixture.cache.local_source("ctx", context()).await.unwrap();
+    put(&source, "b", "2").await;
+    let view = source.commit().await.unwrap();
+    assert_eq!(digest(&view, &[path("b")]).await, b);
+}

@@ -91,7 +91,7 @@ async fn long_and_wide_histories_are_taken_apart_without_running_out_of_stack() 
     let id = top.id().clone();
     drop(top);
     let again = fixture.cache.get(&id).await.unwrap().unwrap();
-    assert_eq!(again.mount(&NoProvider).await.unwrap().with_temp().unwrap().path().join("b").exists(), true);
+    assert!(again.mount(&NoProvider).await.unwrap().with_temp().unwrap().path().join("b").exists());
 }
 
 #[tokio::test]
