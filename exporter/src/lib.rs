@@ -25,6 +25,7 @@ mod local;
 mod platforms;
 mod progress;
 mod push;
+mod registry_push;
 mod source;
 mod tar;
 mod timestamp;
@@ -35,5 +36,6 @@ pub use crate::exporter::{Compatibility, ExportRequest, Exported, Exporter, Fina
 pub use crate::layers::{ExportedLayer, LayerMaker, LayerOptions};
 pub use crate::platforms::{ResultPlatform, result_platforms};
 pub use crate::push::{PushRequest, Pusher};
+pub use crate::registry_push::{LendCredentials, RegistryPusher};
 pub use crate::source::{Attestation, Source, keys};
 pub use crate::timestamp::Timestamp;

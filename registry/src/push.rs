@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use kiln_content::{ContentStore, Descriptor, media_type};
 use kiln_digest::Digest;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
@@ -111,15 +111,20 @@ impl Registry {
         };
         let push = Push { reference, target, store, options, access };
         let tree = self.tree(push, root).await?;
-        futures::stream::iter(&tree.blobs)
-            .map(|blob| async move {
-                with_retries(self.config(), access.observer, || self.push_blob(push, blob))
-                    .await
-                    .map_err(push_error)
+        // Boxed and collected: a stream of borrowing closures would not be known to be `Send`.
+        let work: Vec<_> = tree
+            .blobs
+            .iter()
+            .map(|blob| {
+                async move {
+                    with_retries(self.config(), access.observer, || self.push_blob(push, blob))
+                        .await
+                        .map_err(push_error)
+                }
+                .boxed()
             })
-            .buffer_unordered(PARALLEL)
-            .try_collect::<()>()
-            .await?;
+            .collect();
+        futures::stream::iter(work).buffer_unordered(PARALLEL).try_collect::<()>().await?;
         for (descriptor, bytes) in &tree.documents {
             let object = match reference.tag() {
                 Some(tag) if descriptor.digest == root.digest && !options.by_digest => tag.to_owned(),
