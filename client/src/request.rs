@@ -209,7 +209,6 @@ impl SolveOptions {
         Ok((exports, layouts))
     }
 
-    #[expect(clippy::type_complexity, reason = "used at one place")]
     fn export_layouts(
         &self,
         stores: &mut BTreeMap<String, BlobStore>,

@@ -18,6 +18,8 @@ const TOKEN_AUTHORITY: &str = "/moby.filesync.v1.Auth/GetTokenAuthority";
 const VERIFY: &str = "/moby.filesync.v1.Auth/VerifyTokenAuthority";
 /// What daemons call themselves towards token servers.
 pub const CLIENT_ID: &str = "buildkit-client";
+/// Bytes of an ed25519 signature.
+const SIGNATURE: usize = 64;
 /// The client may have to run a credential helper that asks somebody.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -124,11 +126,21 @@ pub async fn token_authority(session: &Session, host: &str, salt: &[u8]) -> Resu
     }
 }
 
-/// Lets the client sign `payload` with that key. Returns signature and message, as NaCl's `sign` has them.
+/// Whether the client of `session` can prove to have the key `authority`, which [`token_authority`] gave for the
+/// same host and salt, maybe with another session. Who can may use the same token.
 ///
 /// # Errors
 /// What the client answered.
-pub async fn sign(session: &Session, host: &str, salt: &[u8], payload: &[u8]) -> Result<Vec<u8>> {
+pub async fn verify(session: &Session, host: &str, salt: &[u8], authority: &[u8; 32]) -> Result<bool> {
+    let payload: [u8; 32] = rand::random();
+    let signed = sign(session, host, salt, &payload).await?;
+    let Some((signature, message)) = signed.split_at_checked(SIGNATURE) else { return Ok(false) };
+    let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, authority);
+    Ok(message == payload && key.verify(message, signature).is_ok())
+}
+
+/// Lets the client sign `payload` with its key. Returns signature and message, as NaCl's `sign` has them.
+async fn sign(session: &Session, host: &str, salt: &[u8], payload: &[u8]) -> Result<Vec<u8>> {
     let request = pb::VerifyTokenAuthorityRequest {
         host: host.to_owned(),
         salt: salt.to_owned(),

@@ -51,7 +51,7 @@ impl DockerConfig {
             let same_host = |(name, _): &(&String, &Value)| host_of(name) == host_of(key);
             auths.iter().find(same_host).map(|(_, entry)| entry)
         });
-        entry.map_or_else(|| Ok(Credentials::default()), |entry| self.from_entry(entry))
+        entry.map_or_else(|| Ok(Credentials::default()), |entry| self.read_entry(entry))
     }
 
     fn read(&self) -> Result<Value> {
@@ -72,7 +72,7 @@ impl DockerConfig {
         Error::Invalid { what: format!("`{}`", self.path().display()), reason }
     }
 
-    fn from_entry(&self, entry: &Value) -> Result<Credentials> {
+    fn read_entry(&self, entry: &Value) -> Result<Credentials> {
         let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
         if !text("identitytoken").is_empty() {
             return Ok(Credentials { username: String::new(), secret: Secret::new(text("identitytoken")) });

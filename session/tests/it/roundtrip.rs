@@ -44,6 +44,11 @@ fn tree() -> impl Strategy<Value = Vec<(Vec<usize>, Node)>> {
     proptest::collection::vec((path, node()), 0..24)
 }
 
+/// Whoever is not root needs rights to what is sent.
+fn readable() -> u32 {
+    if rustix::process::geteuid().is_root() { 0 } else { 0o700 }
+}
+
 /// Makes what can be made; entries whose directory is missing or whose place is taken are skipped.
 fn build(dir: &Path, nodes: &[(Vec<usize>, Node)]) {
     let mut files: Vec<std::path::PathBuf> = Vec::new();
@@ -58,7 +63,7 @@ fn build(dir: &Path, nodes: &[(Vec<usize>, Node)]) {
         match node {
             Node::File(content, mode) => {
                 if fs::write(&path, content).is_ok() {
-                    fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+                    fs::set_permissions(&path, fs::Permissions::from_mode(*mode | readable())).unwrap();
                     files.push(path);
                 }
             }
@@ -82,7 +87,7 @@ fn build(dir: &Path, nodes: &[(Vec<usize>, Node)]) {
         }
     }
     for (path, mode) in modes {
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode | readable())).unwrap();
     }
 }
 
