@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::lock::Mutex;
 use kiln_frontend::{
     Attestation, AttestationKind, Bridge, Error as FrontendError, Frontend, FrontendRequest, FrontendResult,
     Reference, References, SolveRequest, Warning, pb,
@@ -56,9 +55,9 @@ impl Frontend for DockerfileFrontend {
             return Err(FrontendError::UnsupportedCapability { name });
         }
         if let Some(request) = client.options.get("requestid") {
-            return crate::subrequest::answer(request, &client, &mut main, &file).await;
+            return crate::subrequest::answer(request, &client, &main, &file).await;
         }
-        build(&client, main, &file).await.map_err(|error| error.into_frontend(Some(&file)))
+        build(&client, &main, &file).await.map_err(|error| error.into_frontend(Some(&file)))
     }
 }
 
@@ -117,19 +116,17 @@ struct Built {
     lowered: Lowered,
 }
 
-async fn build(client: &Client, main: MainContext, file: &SourceFile) -> Result<FrontendResult> {
+async fn build(client: &Client, main: &MainContext, file: &SourceFile) -> Result<FrontendResult> {
     let options = &client.options;
     let targets: Vec<Option<&Platform>> = match options.target_platforms.as_slice() {
         [] => vec![None],
         platforms => platforms.iter().map(Some).collect(),
     };
-    // Lowering is quick and shares the context; it is the solves that may take their time.
     let scanner = Scanner::resolve(client).await?;
-    let main = Mutex::new(main);
     let builds = targets
         .iter()
         .enumerate()
-        .map(|(index, platform)| build_platform(client, &main, file, *platform, index, scanner.as_ref()));
+        .map(|(index, platform)| build_platform(client, main, file, *platform, index, scanner.as_ref()));
     let built = futures::future::try_join_all(builds).await?;
 
     let mut result = FrontendResult::default();
@@ -166,7 +163,7 @@ async fn build(client: &Client, main: MainContext, file: &SourceFile) -> Result<
 
 async fn build_platform(
     client: &Client,
-    main: &Mutex<MainContext>,
+    main: &MainContext,
     file: &SourceFile,
     platform: Option<&Platform>,
     index: usize,
@@ -175,7 +172,7 @@ async fn build_platform(
     let mut lint = linter(client, file)?;
     lint.muted = index > 0;
     let request = Request { client, file, platform, all_stages: false, scanner };
-    let lowered = lower(request, &mut *main.lock().await, &mut lint).await;
+    let lowered = lower(request, main, &mut lint).await;
     warn(client, file, &lint).await;
     let lowered = lowered?;
     let mut solve = SolveRequest::definition(lowered.definition.clone());

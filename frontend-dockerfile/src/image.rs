@@ -202,3 +202,29 @@ pub(crate) fn go_json(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Err
     }
     Ok(out.into_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_those_of_the_reference() {
+        let platform = Platform { os: "linux".to_owned(), arch: "amd64".to_owned(), ..Platform::default() };
+        let mut image = Image::empty(&platform);
+        image.set_env("A", "<&>");
+        image.config.exposed_ports.insert("80/tcp".to_owned(), Empty {});
+        image.config.labels.insert("l".to_owned(), "v".to_owned());
+        image.config.cmd = vec!["x".to_owned()];
+        image.config.args_escaped = true;
+        image.config.healthcheck =
+            Some(Healthcheck { test: vec!["NONE".to_owned()], interval: 5, ..Healthcheck::default() });
+        let want = concat!(
+            r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":null},"config":{"#,
+            r#""ExposedPorts":{"80/tcp":{}},"#,
+            r#""Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin","A=\u003c\u0026\u003e"],"#,
+            r#""Cmd":["x"],"WorkingDir":"/","Labels":{"l":"v"},"ArgsEscaped":true,"#,
+            r#""Healthcheck":{"Test":["NONE"],"Interval":5}}}"#,
+        );
+        assert_eq!(String::from_utf8(image.to_json().unwrap()).unwrap(), want);
+    }
+}

@@ -28,6 +28,10 @@ mod source;
 mod subrequest;
 mod text;
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 pub use crate::error::{Error, Result};
 pub use crate::frontend::{DockerfileFrontend, NAME};
 pub use crate::source::LineRange;

@@ -26,7 +26,7 @@ use crate::source::{LineRange, SourceFile};
 pub(crate) async fn answer(
     name: &str,
     client: &Client,
-    main: &mut MainContext,
+    main: &MainContext,
     file: &SourceFile,
 ) -> Result<FrontendResult, FrontendError> {
     let answer = match name {
@@ -82,7 +82,7 @@ fn object(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
 
 async fn lowered(
     client: &Client,
-    main: &mut MainContext,
+    main: &MainContext,
     file: &SourceFile,
     lint: &mut Linter,
 ) -> Result<Lowered> {
@@ -90,7 +90,7 @@ async fn lowered(
     lower(request, main, lint).await
 }
 
-async fn outline(client: &Client, main: &mut MainContext, file: &SourceFile) -> Result<Metadata> {
+async fn outline(client: &Client, main: &MainContext, file: &SourceFile) -> Result<Metadata> {
     let mut lint = linter(client, file)?;
     let outline = lowered(client, main, file, &mut lint).await?.outline;
     let args = outline.args.iter().map(|(name, note)| {
@@ -175,7 +175,7 @@ fn targets(file: &SourceFile) -> Result<Metadata> {
     metadata("1.0.0", &answer, Some(table(&rows, 1)))
 }
 
-async fn lint(client: &Client, main: &mut MainContext, file: &SourceFile) -> Result<Metadata> {
+async fn lint(client: &Client, main: &MainContext, file: &SourceFile) -> Result<Metadata> {
     let mut lint = Linter::default();
     let outcome = match linter(client, file) {
         Err(error) => Err(error),
@@ -236,7 +236,7 @@ fn merged(places: &[Vec<LineRange>]) -> Vec<LineRange> {
     out
 }
 
-async fn convert(client: &Client, main: &mut MainContext, file: &SourceFile) -> Result<Metadata> {
+async fn convert(client: &Client, main: &MainContext, file: &SourceFile) -> Result<Metadata> {
     let mut lint = linter(client, file)?;
     let definition = lowered(client, main, file, &mut lint).await?.definition;
     let broken = |error: kiln_llb::Error| Error::new(error.to_string());

@@ -172,25 +172,63 @@ impl Error {
 
     /// The whole message: this one and its causes, joined by `: `, as clients show it.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        // The message of `Solve` is that of its cause already.
-        let mut cause = match self {
-            Self::Solve { source, .. } => source.source(),
-            other => std::error::Error::source(other),
-        };
-        while let Some(error) = cause {
-            let message = error.to_string();
-            if !message.is_empty() {
-                if !text.is_empty() {
-                    text.push_str(": ");
-                }
-                text.push_str(&message);
+        let mut parts = Vec::new();
+        self.messages(&mut parts);
+        parts.retain(|part| !part.is_empty());
+        parts.join(": ")
+    }
+
+    fn messages(&self, parts: &mut Vec<String>) {
+        let foreign = match self {
+            Self::Context { message, source, .. } => {
+                parts.push(message.clone());
+                return source.messages(parts);
             }
-            cause = match error.downcast_ref::<Self>() {
-                Some(Self::Solve { source, .. }) => source.source(),
-                _ => error.source(),
-            };
+            // Its message is that of its cause.
+            Self::Solve { source, .. } => Some(source.as_ref() as &(dyn std::error::Error + 'static)),
+            other => {
+                parts.push(other.to_string());
+                std::error::Error::source(other)
+            }
+        };
+        let mut cause = foreign;
+        while let Some(error) = cause {
+            if let Some(ours) = error.downcast_ref::<Self>() {
+                return ours.messages(parts);
+            }
+            parts.push(error.to_string());
+            cause = error.source();
         }
-        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(error: &Error, message: &str, kind: ErrorKind, places: usize) {
+        assert_eq!(error.chain(), message);
+        assert_eq!(error.kind(), kind);
+        assert_eq!(error.sources().len(), places);
+    }
+
+    #[test]
+    fn chains_read_as_clients_show_them() {
+        let missing = || Error::NotFound { path: "Dockerfile".to_owned() };
+        check(&missing(), "open Dockerfile: no such file or directory", ErrorKind::NotFound, 0);
+        let read = missing().context("failed to read dockerfile");
+        let text = "failed to read dockerfile: open Dockerfile: no such file or directory";
+        check(&read, text, ErrorKind::NotFound, 0);
+        check(&read.with_source(ErrorSource::default()), text, ErrorKind::NotFound, 1);
+        check(&missing().with_source(ErrorSource::default()), &missing().to_string(), ErrorKind::NotFound, 1);
+    }
+
+    #[test]
+    fn a_failed_solve_speaks_for_itself() {
+        let cause = Error::Resolve { message: "busybox".to_owned(), source: Some("not found".into()) };
+        let solve = Error::Solve { source: Box::new(cause), sources: Vec::new() };
+        check(&solve, "busybox: not found", ErrorKind::Build, 0);
+        check(&solve.context("failed to solve"), "failed to solve: busybox: not found", ErrorKind::Build, 0);
     }
 }

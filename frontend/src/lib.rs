@@ -13,6 +13,10 @@ mod result;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 pub use crate::bridge::{
     Bridge, CacheImport, GitMetadata, HttpMetadata, ImageMetadata, OciStore, ResolveMode, ResolveRequest,
     SolveRequest, SourceMetadata, Warning,

@@ -12,6 +12,10 @@ mod glob;
 mod ignore_file;
 mod list;
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 pub use crate::clean::clean;
 pub use crate::error::{Error, Result};
 pub use crate::filter::{DirState, Filter, Visit};

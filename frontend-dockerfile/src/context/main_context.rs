@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use futures::lock::Mutex;
 use kiln_frontend::{FileRange, Reference, ResolveRequest, pb};
 
 use crate::context::{Client, Local, head, ignore_patterns, marshal};
@@ -18,8 +19,8 @@ pub(crate) struct MainContext {
     dockerfile_local: String,
     force_local_dockerfile: bool,
     subdir: Option<String>,
-    /// Text of the ignore file and its name, once read.
-    ignore: Option<(Vec<u8>, String)>,
+    /// Text of the ignore file, once read.
+    ignore: Mutex<Option<Vec<u8>>>,
     downloaded: Option<Arc<dyn Reference>>,
 }
 
@@ -43,7 +44,7 @@ impl MainContext {
             dockerfile_local: options.get("dockerfilekey").unwrap_or("dockerfile").to_owned(),
             force_local_dockerfile: options.get("dockerfilekey").is_some(),
             subdir: options.get("contextsubdir").map(str::to_owned),
-            ignore: None,
+            ignore: Mutex::default(),
             downloaded: None,
         };
         if let Some(url) = git_url::parse(text) {
@@ -154,18 +155,19 @@ impl MainContext {
         }
         let data = data.map_err(|error| Error::from(error).context("failed to read dockerfile"))?;
         if let Ok(text) = reference.read_file(&ignore_name, None).await {
-            self.ignore = Some((text, ignore_name));
+            self.ignore = Mutex::new(Some(text));
         }
         let vertex = head(&definition)?;
         Ok(SourceFile { filename: self.filename.clone(), data, definition: Some(definition), vertex })
     }
 
     /// Patterns of the ignore file; none for a context that is not local.
-    pub(crate) async fn ignore_patterns(&mut self, client: &Client) -> Result<Vec<String>> {
+    pub(crate) async fn ignore_patterns(&self, client: &Client) -> Result<Vec<String>> {
         if !self.is_local() {
             return Ok(Vec::new());
         }
-        if self.ignore.is_none() {
+        let mut ignore = self.ignore.lock().await;
+        if ignore.is_none() {
             let mut graph = Graph::default();
             let local = Local {
                 name: "context",
@@ -179,20 +181,20 @@ impl MainContext {
                 Some(reference) => reference.read_file(".dockerignore", None).await.unwrap_or_default(),
                 None => Vec::new(),
             };
-            self.ignore = Some((text, ".dockerignore".to_owned()));
+            *ignore = Some(text);
         }
-        Ok(self.ignore.as_ref().map(|(text, _)| ignore_patterns(text)).unwrap_or_default())
+        Ok(ignore.as_deref().map(ignore_patterns).unwrap_or_default())
     }
 
     /// The files of the context. A local one is limited to `follow`, if that is not empty.
-    pub(crate) fn source(
+    pub(crate) async fn source(
         &self,
         client: &Client,
         graph: &mut Graph,
         follow: Vec<String>,
     ) -> Result<Option<Edge>> {
         if self.is_local() {
-            let exclude = self.ignore.as_ref().map(|(text, _)| ignore_patterns(text)).unwrap_or_default();
+            let exclude = self.ignore_patterns(client).await?;
             let local = Local { name: "context", hint: "context".to_owned(), follow, exclude, resend: false };
             return Ok(Some(client.local(graph, local, "[internal] load build context".to_owned())));
         }
@@ -215,13 +217,10 @@ impl MainContext {
     }
 
     /// When the context was last changed, in seconds since the epoch, where that is known.
-    pub(crate) async fn epoch(&mut self, client: &Client) -> Result<Option<i64>> {
+    pub(crate) async fn epoch(&self, client: &Client) -> Result<Option<i64>> {
         let mut graph = Graph::default();
-        if self.is_local() {
-            self.ignore_patterns(client).await?;
-        }
         let edge = match &self.kind {
-            Kind::Inputs { .. } => match self.source(client, &mut graph, Vec::new())? {
+            Kind::Inputs { .. } => match self.source(client, &mut graph, Vec::new()).await? {
                 Some(edge) => edge,
                 None => return Ok(None),
             },

@@ -16,7 +16,7 @@ mod stages;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_frontend::pb;
+use kiln_frontend::{ResolveRequest, SourceMetadata, pb};
 use kiln_patterns::Patterns;
 
 pub(crate) use self::outline::{Entry as OutlineEntry, Outline};
@@ -72,11 +72,7 @@ pub(crate) fn linter(client: &Client, file: &SourceFile) -> Result<Linter> {
 }
 
 /// Lowers a file.
-pub(crate) async fn lower(
-    request: Request<'_>,
-    main: &mut MainContext,
-    lint: &mut Linter,
-) -> Result<Lowered> {
+pub(crate) async fn lower(request: Request<'_>, main: &MainContext, lint: &mut Linter) -> Result<Lowered> {
     if request.file.data.is_empty() {
         return Err(Error::new("the Dockerfile cannot be empty"));
     }
@@ -97,12 +93,12 @@ pub(crate) async fn lower(
     lowering.link_stages()?;
     let reachable = lowering.resolve_stages(target).await?;
     lowering.lower_stages(&reachable, target).await?;
-    lowering.finish(target)
+    lowering.finish(target).await
 }
 
 struct Lowering<'a> {
     client: &'a Client,
-    main: &'a mut MainContext,
+    main: &'a MainContext,
     file: &'a SourceFile,
     lint: &'a mut Linter,
     all_stages: bool,
@@ -127,12 +123,14 @@ struct Lowering<'a> {
     /// Local sources that are limited to the paths of a set, once all are known.
     late_locals: Vec<(Edge, usize)>,
     groups: usize,
+    /// What was found out about images, by what was asked.
+    resolved: Vec<(ResolveRequest, SourceMetadata)>,
     scanner: Option<&'a Scanner>,
     notes: outline::Notes,
 }
 
 impl<'a> Lowering<'a> {
-    fn new(request: &Request<'a>, main: &'a mut MainContext, lint: &'a mut Linter, lex: Lex) -> Self {
+    fn new(request: &Request<'a>, main: &'a MainContext, lint: &'a mut Linter, lex: Lex) -> Self {
         let options = &request.client.options;
         let mut graph = Graph::default();
         let context = graph.later();
@@ -158,6 +156,7 @@ impl<'a> Lowering<'a> {
             proxy: args::proxy(&options.build_args),
             late_locals: Vec::new(),
             groups: 0,
+            resolved: Vec::new(),
             scanner: request.scanner,
             notes: outline::Notes::default(),
         }
@@ -205,7 +204,7 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    fn finish(mut self, target: usize) -> Result<Lowered> {
+    async fn finish(mut self, target: usize) -> Result<Lowered> {
         let labels = self.client.options.labels.clone();
         self.stages[target].image.config.labels.extend(labels);
         self.lint.check()?;
@@ -217,7 +216,7 @@ impl<'a> Lowering<'a> {
             let id = self.asked_platform().cloned().unwrap_or_else(Platform::host).normalized().format();
             self.scan(target, scanner, &id)
         });
-        let source = self.main.source(self.client, &mut self.graph, follow_paths(&paths))?;
+        let source = self.main.source(self.client, &mut self.graph, follow_paths(&paths)).await?;
         self.graph.fill(self.context, source);
         for (edge, set) in std::mem::take(&mut self.late_locals) {
             let follow = follow_paths(&self.used_paths[set]);

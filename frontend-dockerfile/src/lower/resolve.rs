@@ -125,18 +125,43 @@ impl Lowering<'_> {
             }
             bases.extend(base?);
         }
-        let asked = bases.iter().map(|base| async {
-            match &base.request {
-                Some(request) => Some(self.client.bridge.resolve_source_metadata(request.clone()).await),
-                None => None,
-            }
-        });
-        let answers = join_all(asked).await;
+        let answers = self.ask(&bases).await;
         for (base, answer) in bases.into_iter().zip(answers) {
             let place = self.stages[base.stage].stage.ranges.clone();
             self.use_base(base, answer).map_err(|error| error.at(&place))?;
         }
         Ok(())
+    }
+
+    /// Asks about all bases at once, and about each image once.
+    async fn ask(&mut self, bases: &[Base]) -> Vec<Option<Result<SourceMetadata, FrontendError>>> {
+        let mut requests: Vec<&ResolveRequest> = Vec::new();
+        for request in bases.iter().filter_map(|base| base.request.as_ref()) {
+            let known = self.resolved.iter().any(|(known, _)| same(known, request));
+            if !known && !requests.iter().any(|asked| same(asked, request)) {
+                requests.push(request);
+            }
+        }
+        let bridge = &self.client.bridge;
+        let asked = requests.iter().map(|&request| bridge.resolve_source_metadata(request.clone()));
+        let mut failed = Vec::new();
+        for (request, answer) in requests.iter().zip(join_all(asked).await) {
+            match answer {
+                Ok(answer) => self.resolved.push(((*request).clone(), answer)),
+                Err(error) => failed.push((*request, error)),
+            }
+        }
+        let mut answer = |request: &ResolveRequest| {
+            if let Some((_, answer)) = self.resolved.iter().find(|(known, _)| same(known, request)) {
+                return Ok(answer.clone());
+            }
+            // The first stage that needs it fails the build, so the error is wanted once.
+            match failed.iter().position(|(asked, _)| same(asked, request)) {
+                Some(at) => Err(failed.swap_remove(at).1),
+                None => Err(FrontendError::internal("an image was not resolved")),
+            }
+        };
+        bases.iter().map(|base| base.request.as_ref().map(&mut answer)).collect()
     }
 
     /// Finds out what to ask about a base. None if a named context stands in for it.
@@ -286,6 +311,11 @@ impl Lowering<'_> {
             None => error,
         }
     }
+}
+
+/// Whether two look-ups ask the same.
+fn same(a: &ResolveRequest, b: &ResolveRequest) -> bool {
+    a.source == b.source && a.platform == b.platform && a.resolve_mode == b.resolve_mode
 }
 
 /// Without a platform asked for, an image that fits the worker decides.

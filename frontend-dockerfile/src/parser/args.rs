@@ -4,7 +4,7 @@ use crate::parser::{Args, Pair};
 use crate::text::quote;
 
 /// Reads the arguments of `keyword` in the form that it takes.
-pub(super) fn parse(keyword: &str, rest: &str, escape: char) -> Result<Args> {
+pub(super) fn parse(keyword: &str, rest: &str, escape: char, in_trigger: bool) -> Result<Args> {
     Ok(match keyword.to_lowercase().as_str() {
         "run" | "cmd" | "entrypoint" | "shell" => json_or(rest, whole)?,
         "copy" | "add" | "volume" => json_or(rest, on_whitespace)?,
@@ -19,8 +19,9 @@ pub(super) fn parse(keyword: &str, rest: &str, escape: char) -> Result<Args> {
             }
             None => Args::Typed(rest.to_owned(), Box::new(Args::Words(Vec::new()))),
         },
-        "onbuild" if rest.is_empty() => Args::Trigger(None),
-        "onbuild" => Args::Trigger(Some(Box::new(node(rest, escape)?))),
+        // A trigger in a trigger is refused later, whatever it holds; so it is not read, however deep it goes.
+        "onbuild" if rest.is_empty() || in_trigger => Args::Trigger(None),
+        "onbuild" => Args::Trigger(Some(Box::new(node(rest, escape, true)?))),
         _ => Args::Words(Vec::new()),
     })
 }

@@ -69,7 +69,7 @@ pub(crate) fn parse(data: &[u8]) -> Result<Parsed> {
             empty_continuations.push(LineRange::line(lines.number));
         }
         let place = |lines: &Lines<'_>| LineRange::lines(start, lines.number);
-        let mut node = node(&line, directives.escape).map_err(|error| error.at(&place(&lines)))?;
+        let mut node = node(&line, directives.escape, false).map_err(|error| error.at(&place(&lines)))?;
         node.comments = std::mem::take(&mut comments);
         if takes_heredocs(&node) && line.contains("<<") {
             for heredoc in heredocs(&line) {
@@ -97,7 +97,7 @@ pub(crate) fn parse(data: &[u8]) -> Result<Parsed> {
 }
 
 /// Makes a node of a joined line.
-pub(super) fn node(line: &str, escape: char) -> Result<Node> {
+pub(super) fn node(line: &str, escape: char, in_trigger: bool) -> Result<Node> {
     let trimmed = line.trim();
     let is_blank = |c: char| matches!(c, '\t' | '\u{b}' | '\u{c}' | '\r' | ' ');
     let (keyword, rest) = match trimmed.find(is_blank) {
@@ -109,7 +109,7 @@ pub(super) fn node(line: &str, escape: char) -> Result<Node> {
         keyword: keyword.to_owned(),
         text: line.to_owned(),
         flags,
-        args: args::parse(keyword, rest.trim(), escape)?,
+        args: args::parse(keyword, rest.trim(), escape, in_trigger)?,
         heredocs: Vec::new(),
         comments: Vec::new(),
         start: 0,

@@ -5,6 +5,8 @@ mod directives;
 mod flags;
 mod heredoc;
 mod lines;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use self::directives::{detect_syntax, directive};
 pub(crate) use self::heredoc::{Heredoc, heredoc_word, strip_tabs};

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use kiln_frontend::testing::{FakeBridge, FakeImage, Tree};
 use kiln_frontend::{FrontendRequest, GitMetadata, HttpMetadata, SourceMetadata, WorkerInfo, pb};
@@ -15,7 +16,8 @@ pub(crate) fn load(case: &Path, root: &Path) -> (FakeBridge, FrontendRequest) {
     let opts =
         read_json(&case.join("opts.json")).unwrap_or_else(|| Value::Object(serde_json::Map::default()));
     let mut bridge = FakeBridge::default();
-    bridge.images = images(root);
+    static IMAGES: OnceLock<BTreeMap<String, FakeImage>> = OnceLock::new();
+    bridge.images = IMAGES.get_or_init(|| images(root)).clone();
     let frontend_opts: BTreeMap<String, String> = opts
         .get("frontend_opts")
         .map(|value| serde_json::from_value(value.clone()).unwrap())
