@@ -241,3 +241,64 @@ async fn layers_are_made_converted_and_reused() {
     kiln_content::decompressor(file).unwrap().read_to_end(&mut tar).unwrap();
     assert_eq!(Digest::of(&tar), gzip.diff_id);
 }
+
+#[tokio::test]
+async fn layers_of_an_overlay_hold_what_changed() {
+    use std::io::Read as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let content: Arc<dyn ContentStore> = Arc::new(MemoryStore::new());
+    let Ok(snapshotter) = kiln_snapshot::OverlaySnapshotter::open(dir.path().join("snapshots")) else {
+        return;
+    };
+    let options = CacheOptions::new(dir.path().join("kiln"), Arc::new(snapshotter), Arc::clone(&content));
+    let cache = CacheManager::open(options).await.unwrap();
+    let tools = Tools::new(Arc::clone(&content), CodecPool::new(2));
+    let mut state: Option<Ref> = None;
+    let steps: [fn(&std::path::Path); 2] = [
+        |root| {
+            std::fs::create_dir(root.join("d")).unwrap();
+            for name in ["d/kept", "d/gone", "d/same"] {
+                std::fs::write(root.join(name), name).unwrap();
+            }
+        },
+        |root| {
+            std::fs::remove_file(root.join("d/gone")).unwrap();
+            std::fs::write(root.join("d/new"), "new").unwrap();
+            // Copied up, but as it was.
+            let same = std::fs::File::options().append(true).open(root.join("d/same")).unwrap();
+            drop(same);
+        },
+    ];
+    for step in steps {
+        let mutable = cache.new_mutable(state.as_ref(), RecordOptions::default()).await.unwrap();
+        let Ok(mounted) = mutable.mount().await.unwrap().with_temp() else {
+            println!("skipped: overlayfs cannot be mounted here");
+            return;
+        };
+        step(mounted.path());
+        drop(mounted);
+        state = Some(mutable.commit().await.unwrap());
+    }
+    let options = crate::LayerOptions { compression: "uncompressed".parse().unwrap(), ..Default::default() };
+    let layers = tools.layers().layers(&state.unwrap(), &options, &NoProvider).await.unwrap();
+    let mut found = Vec::new();
+    for layer in &layers {
+        let file = content.open(&layer.descriptor.digest).await.unwrap().unwrap();
+        let mut reader = kiln_content::tar::Reader::new(file);
+        let mut entries = String::new();
+        while let Some(header) = reader.next_entry().unwrap() {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            entries += &format!("{} {text:?}; ", String::from_utf8_lossy(&header.name));
+        }
+        found.push(entries);
+    }
+    assert_eq!(
+        found,
+        [
+            r#"d/ ""; d/gone "d/gone"; d/kept "d/kept"; d/same "d/same"; "#,
+            r#"d/ ""; d/.wh.gone ""; d/new "new"; "#,
+        ]
+    );
+}
