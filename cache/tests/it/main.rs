@@ -9,3 +9,4 @@ mod recovery;
 mod refs;
 mod space;
 mod support;
+mod together;
