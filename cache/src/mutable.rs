@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    path::PathBuf,
     sync::{
         Arc, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -163,7 +162,8 @@ impl MutableInner {
 
     /// Leaves the directory as it is, with its size measured, and gives a view of it.
     async fn rest(self) -> Result<Ref> {
-        let usage = self.inner.snapshotter().usage(&self.snapshot).await.ok();
+        // While somebody reads it, it is a committed snapshot like any other; the next holder opens it again.
+        let usage = Some(self.inner.snapshotter().commit(&self.snapshot).await?);
         let changes = self.changes.get().map(|changes| changes.take());
         let tree = transferred(&self.inner, &self.id, self.fresh, changes).await?;
         let (id, snapshot) = (self.id.clone(), self.snapshot.clone());
@@ -347,6 +347,12 @@ impl Inner {
                 continue;
             }
             let Some(snapshot) = row.snapshot else { continue };
+            if !self.db().read(|connection| rows::children(connection, &id))?.is_empty() {
+                // Something was built on it: it stays as it is, and is not found by name any more.
+                let kept = id.clone();
+                self.db().write(move |transaction| rows::make_immutable(transaction, &kept)).await?;
+                continue;
+            }
             let taken = id.clone();
             self.db()
                 .write(move |transaction| {
@@ -356,6 +362,7 @@ impl Inner {
                     rows::set_dirty(transaction, &taken, true)
                 })
                 .await?;
+            self.snapshotter().reopen(&snapshot).await?;
             taking.keep();
             return Ok((
                 Some(MutableRef(Arc::new(MutableInner {
@@ -402,9 +409,6 @@ impl Inner {
     ) -> Result<MutableRef> {
         let mut lowers = Vec::new();
         if let Some(parent) = parent {
-            for layer in parent.stack() {
-                layer.settle().await?;
-            }
             lowers = parent.snapshots()?;
         }
         let created_at = *options.created_at.get_or_insert_with(SystemTime::now);
@@ -487,49 +491,5 @@ impl Drop for Taking<'_> {
         if !self.done {
             self.inner.live.leave_exclusive(self.id);
         }
-    }
-}
-
-impl Ref {
-    /// Makes a view of a mutable record an ordinary layer: something is going to be built on it.
-    pub(crate) async fn settle(&self) -> Result<()> {
-        if !self.0.state().borrowed {
-            return Ok(());
-        }
-        let _one_at_a_time = self.0.unpacking.lock().await;
-        let snapshot = {
-            let state = self.0.state();
-            match &state.snapshot {
-                Some(snapshot) if state.borrowed => snapshot.clone(),
-                _ => return Ok(()),
-            }
-        };
-        let inner = self.0.inner();
-        let usage = inner.snapshotter().commit(&snapshot).await?;
-        let id = self.id().clone();
-        inner.db().write(move |transaction| rows::make_immutable(transaction, &id, Some(usage))).await?;
-        let mut state = self.0.state();
-        state.borrowed = false;
-        state.usage = Some(usage);
-        Ok(())
-    }
-
-    /// A read-only mount of a mutable record at rest.
-    pub(crate) async fn borrowed_view(&self) -> Result<Mount> {
-        let snapshot = self.0.state().snapshot.clone().ok_or_else(|| Error::Lost(self.id().clone()))?;
-        let lowers = match self.parents().first() {
-            Some(parent) => parent.snapshots()?,
-            None => Vec::new(),
-        };
-        Ok(match self.0.inner().snapshotter().active_mount(&snapshot, &lowers).await? {
-            Mount::Bind { source, .. } => Mount::Bind { source, read_only: true },
-            Mount::Overlay { mut lowers, upper } => {
-                lowers.extend(upper.map(|(upper, _work)| upper));
-                match <[PathBuf; 1]>::try_from(lowers) {
-                    Ok([source]) => Mount::Bind { source, read_only: true },
-                    Err(lowers) => Mount::Overlay { lowers, upper: None },
-                }
-            }
-        })
     }
 }

@@ -63,7 +63,7 @@ pub(crate) struct State {
     pub(crate) published: bool,
     /// Its data has gone and cannot be had again.
     pub(crate) lost: bool,
-    /// A view of a mutable record at rest: its snapshot is still an active one.
+    /// A mutable record at rest: once nobody reads it and nothing was built on it, it may change.
     pub(crate) borrowed: bool,
     pub(crate) retain: bool,
     pub(crate) snapshot: Option<SnapshotId>,
@@ -245,15 +245,6 @@ impl Ref {
         // Each round mends one layer that has gone from the store.
         for _round in 0..=self.stack().len() {
             let snapshots = self.unpack_all(provider).await?;
-            let stack = self.stack();
-            if let [only] = stack.as_slice()
-                && only.0.state().borrowed
-            {
-                return only.borrowed_view().await;
-            }
-            for layer in &stack {
-                layer.settle().await?;
-            }
             match self.0.inner.snapshotter().view(&snapshots).await {
                 Err(kiln_snapshot::Error::NotFound { id }) => self.gone_from_store(&id).await?,
                 other => return Ok(other?),
@@ -279,9 +270,6 @@ impl Ref {
         let stack = self.stack();
         'again: for _round in 0..=stack.len() {
             let snapshots = self.unpack_all(provider).await?;
-            for layer in &stack {
-                layer.settle().await?;
-            }
             let mut dirs = Vec::with_capacity(snapshots.len());
             for snapshot in &snapshots {
                 match self.0.inner.snapshotter().diff_dir(snapshot).await {
@@ -333,7 +321,6 @@ impl Ref {
 
     /// Puts it and everything below it into the catalogue without a cache key; it stays until it is pruned.
     pub async fn finalize(&self) -> Result<()> {
-        self.settle().await?;
         self.0.state().retain = true;
         let records = Arc::new(self.unpublished());
         let committed = Arc::clone(&records);

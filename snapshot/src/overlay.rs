@@ -78,6 +78,11 @@ impl Snapshotter for OverlaySnapshotter {
         self.blocking(move |places| places.commit(&id)).await
     }
 
+    async fn reopen(&self, id: &SnapshotId) -> Result<()> {
+        let id = id.clone();
+        self.blocking(move |places| places.reopen(&id)).await
+    }
+
     async fn staging(&self, id: &SnapshotId) -> Result<PathBuf> {
         let id = id.clone();
         self.blocking(move |places| places.stage(&id)).await
@@ -178,6 +183,20 @@ impl Places {
             tracing::warn!(snapshot = %id, %error, "work directory left behind");
         }
         Ok(usage)
+    }
+
+    fn reopen(&self, id: &SnapshotId) -> Result<()> {
+        let active = self.dir("active", id);
+        if active.join("fs").is_dir() {
+            return Ok(());
+        }
+        self.committed(id)?;
+        // What was merged from it shares its files.
+        flatten::forget(self, id)?;
+        let committed = self.dir("committed", id);
+        let work = committed.join("work");
+        std::fs::create_dir_all(&work).map_err(|source| Error::io("make directory", &work, source))?;
+        self.rename_new(&committed, &active, id)
     }
 
     fn stage(&self, id: &SnapshotId) -> Result<PathBuf> {

@@ -83,6 +83,12 @@ pub trait Snapshotter: fmt::Debug + Send + Sync + 'static {
     /// Makes an active snapshot immutable.
     async fn commit(&self, id: &SnapshotId) -> Result<Usage>;
 
+    /// Makes a committed snapshot active again, to be changed; one that is active stays so. The caller sees to it that
+    /// nothing is stacked on it or mounted from it. A snapshotter that cannot answers [`Error::NotFound`].
+    async fn reopen(&self, id: &SnapshotId) -> Result<()> {
+        Err(Error::NotFound { id: id.clone() })
+    }
+
     /// An empty directory to unpack a layer into; [`Snapshotter::publish`] makes it a committed snapshot.
     async fn staging(&self, id: &SnapshotId) -> Result<PathBuf>;
 

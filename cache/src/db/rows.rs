@@ -390,17 +390,10 @@ pub(crate) fn set_dirty(transaction: &Transaction<'_>, id: &RecordId, dirty: boo
 }
 
 /// Turns a mutable record into an ordinary layer.
-pub(crate) fn make_immutable(
-    transaction: &Transaction<'_>,
-    id: &RecordId,
-    usage: Option<Usage>,
-) -> Result<()> {
+pub(crate) fn make_immutable(transaction: &Transaction<'_>, id: &RecordId) -> Result<()> {
     transaction
-        .prepare_cached(
-            "UPDATE records SET mutable = 0, dirty = 0, size = ?2, inodes = ?3,
-                 changed = (SELECT value FROM meta WHERE key = 'epoch') WHERE id = ?1",
-        )?
-        .execute(params![id.as_str(), usage.map(|u| stored(u.bytes)), usage.map(|u| stored(u.inodes))])?;
+        .prepare_cached("UPDATE records SET mutable = 0, dirty = 0 WHERE id = ?1")?
+        .execute([id.as_str()])?;
     transaction
         .prepare_cached("DELETE FROM record_names WHERE record = (SELECT seq FROM records WHERE id = ?1)")?
         .execute([id.as_str()])?;

@@ -158,3 +158,36 @@ async fn pruned_mounts_begin_empty() {
     let three = fixture.cache.cache_mount("id", Sharing::Shared, None, mount_options()).await.unwrap();
     assert_ne!(three.id(), &id);
 }
+
+#[tokio::test]
+async fn a_context_that_is_part_of_a_merge_stays_as_it_is() {
+    let fixture = Fixture::new().await;
+    let first = fixture.cache.local_source("ctx", context()).await.unwrap();
+    write(&first.mount().await.unwrap(), "a", "1");
+    let view = first.commit().await.unwrap();
+    let other = fixture.layer(None, "b", "2").await;
+    let merged = fixture
+        .cache
+        .merge(&[view.clone(), other.clone()], crate::support::options("merge"))
+        .await
+        .unwrap()
+        .unwrap();
+    fixture.save("merged", &merged).await;
+    let id = view.id().clone();
+    drop((view, other, merged));
+    let second = fixture.cache.local_source("ctx", context()).await.unwrap();
+    assert_ne!(second.id(), &id);
+    let merged = fixture.find("merged").await.unwrap();
+    assert_eq!(format!("{:?}", files(&merged).await), r#"{"a": "1", "b": "2"}"#);
+}
+
+#[tokio::test]
+async fn what_was_tried_on_a_context_does_not_keep_it() {
+    let fixture = Fixture::new().await;
+    let first = fixture.cache.local_source("ctx", context()).await.unwrap();
+    let view = first.commit().await.unwrap();
+    let id = view.id().clone();
+    drop(fixture.layer(Some(&view), "b", "2").await);
+    drop(view);
+    assert_eq!(fixture.cache.local_source("ctx", context()).await.unwrap().id(), &id);
+}
