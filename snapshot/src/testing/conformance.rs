@@ -35,6 +35,17 @@ pub async fn lifecycle<S: Snapshotter>(open: impl Fn() -> S) {
     assert!(view.is_read_only());
     assert_eq!(tree(view.with_temp().unwrap().path()), files(&[("file", "one")]));
 
+    // Opened again it is as any active one, and can be committed once more.
+    for _twice in 0..2 {
+        store.reopen(&a).await.unwrap();
+    }
+    not_found(store.diff_dir(&a).await, &a);
+    assert_eq!(store.active_mount(&a, &[]).await.unwrap(), mount);
+    write(&mount, "file", "two");
+    store.commit(&a).await.unwrap();
+    assert_eq!(tree(&store.diff_dir(&a).await.unwrap()), files(&[("file", "two")]));
+    not_found(store.reopen(&id("none")).await, &id("none"));
+
     let b = id("b");
     not_found(store.publish(&b).await, &b);
     let dir = store.staging(&b).await.unwrap();
