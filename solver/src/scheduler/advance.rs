@@ -309,18 +309,15 @@ impl Scheduler {
     /// Returns, per input, the keys it offers: by definition, and by content as far as computed.
     pub(super) fn known_keys(&self, id: NodeId) -> Vec<Vec<KeyAndSelector>> {
         let node = &self.nodes[id];
-        let keys =
-            |(input, (below, output)): (usize, &(NodeId, OutputIndex))| {
-                let mut keys = Vec::new();
-                if let Some(out) = self.nodes[*below].out(*output) {
-                    keys.extend(out.alternatives(node.dep(input).selector));
-                }
-                keys.extend(node.contents[input].map(|content| KeyAndSelector {
-                    key: crate::key::KeyId::content(&content),
-                    selector: None,
-                }));
-                keys
-            };
+        let keys = |(input, (below, output)): (usize, &(NodeId, OutputIndex))| {
+            let mut keys = Vec::new();
+            if let Some(out) = self.nodes[*below].out(*output) {
+                keys.extend(out.alternatives(node.dep(input).selector));
+            }
+            let content = node.contents[input].as_ref();
+            keys.extend(content.map(|(_, key)| KeyAndSelector { key: key.clone(), selector: None }));
+            keys
+        };
         node.inputs.iter().enumerate().map(keys).collect()
     }
 }

@@ -212,7 +212,8 @@ impl Scheduler {
                 .get(edge)
                 .map(|place| KeyInput { selector: node.dep(input).selector, from: KeyOrigin::Node(*place) });
             let content = node.contents[input]
-                .map(|content| KeyInput { selector: None, from: KeyOrigin::Content(content) });
+                .as_ref()
+                .map(|(content, _)| KeyInput { selector: None, from: KeyOrigin::Content(*content) });
             definition.into_iter().chain(content).collect()
         });
         let out = node.out(output);

@@ -59,8 +59,8 @@ pub(super) struct Node {
     pub(super) stage: Stage,
     /// Goes up whenever a look-up may find more than before.
     pub(super) version: u32,
-    /// Content digests of inputs.
-    pub(super) contents: Vec<Option<Digest>>,
+    /// Content digests of inputs, with the names of their keys.
+    pub(super) contents: Vec<Option<(Digest, KeyId)>>,
     /// An input that can have no content key has no known key: no need to look up any more.
     pub(super) hopeless: bool,
     /// How often an input was found lost.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{OpError, OpErrorKind};
+use crate::key::KeyId;
 use crate::keys::RecordId;
 use crate::op::{ResultRef, Slot};
 use crate::outcome::{Hit, Matched, Outcome};
@@ -275,7 +276,7 @@ impl Scheduler {
             (_, _, Reply::CacheMap(Err(error))) => self.map_failed(&error, &waiters, effects),
             (WorkKey::Content(_, input, _), _, Reply::ContentKey(Ok(content))) => {
                 for waiting in waiters {
-                    self.nodes[waiting.node].contents[input] = Some(content);
+                    self.nodes[waiting.node].contents[input] = Some((content, KeyId::content(&content)));
                     self.wake(waiting);
                 }
             }

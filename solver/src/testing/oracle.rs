@@ -90,7 +90,9 @@ impl<'a> Oracle<'a> {
             return Ok(());
         }
         for (index, input) in inputs.iter().enumerate() {
-            if !self.reached(edge, index) && self.output(*input).ids.is_empty() {
+            // A key that is known is not looked for in further ways, except at sources, which may have more keys.
+            let known = !self.output(*input).ids.is_empty() && !self.vertex(*input).inputs.is_empty();
+            if !self.reached(edge, index) && !known {
                 self.slow(*input)?;
             }
         }

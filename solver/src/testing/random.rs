@@ -99,7 +99,7 @@ impl GraphSpec {
             let script = script(spec.op, inputs.len(), session);
             let below: Vec<_> =
                 inputs.iter().map(|(place, output)| (vertices[*place as usize].digest, *output)).collect();
-            let digest = Digest::of(format!("{script:?} {below:?} {} {}", spec.salt, spec.forced));
+            let digest = Digest::of(format!("{:?} {below:?} {} {}", script.keys, spec.salt, spec.forced));
             // Vertices with equal definitions are one.
             let place = *digests.entry(digest).or_insert_with(|| {
                 let script_outputs = script.outputs as u32;

@@ -163,6 +163,16 @@ impl Simulation {
         if self.rng.chance(self.disturbances.cancels) {
             return self.cancel();
         }
+        let busy = |job: &JobId| {
+            self.planned.iter().any(|(other, _)| other == job)
+                || self.open.values().any(|open| open.job == *job)
+        };
+        if let Some(idle) = self.jobs.iter().position(|job| !busy(job))
+            && self.rng.chance(20)
+        {
+            let job = self.jobs.swap_remove(idle);
+            return self.step(Event::JobClosed(job));
+        }
         if self.rng.chance(self.disturbances.prunes) {
             let seed = self.rng.next();
             let mut rng = Rng::new(seed);
