@@ -230,7 +230,12 @@ impl MainContext {
         let Some(source) = graph.source_op(edge) else { return Ok(None) };
         let mut request = ResolveRequest::new(source, "[internal] resolve main build context metadata");
         request.git_objects = matches!(self.kind, Kind::Git { .. });
-        let answer = client.bridge.resolve_source_metadata(request).await?;
+        let answer = match client.bridge.resolve_source_metadata(request).await {
+            Ok(answer) => answer,
+            // A directory of the client has no time of its own, and whoever cannot say so may refuse.
+            Err(_) if matches!(self.kind, Kind::Inputs { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         if let Some(git) = answer.git.filter(|git| !git.commit_object.is_empty()) {
             return Ok(crate::epoch::committer_time(&git.commit_object));
         }
