@@ -79,7 +79,10 @@ fn inner<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 
 /// Whether an error's own text is that of its cause.
 fn shows_cause(error: &(dyn StdError + 'static)) -> bool {
     error.is::<OpError>()
-        || matches!(error.downcast_ref::<Error>(), Some(Error::Solve { .. } | Error::Frontend(_)))
+        || matches!(
+            error.downcast_ref::<Error>(),
+            Some(Error::Solve { .. } | Error::Frontend(_) | Error::Export(_) | Error::Client(_))
+        )
         || matches!(error.downcast_ref::<FrontendError>(), Some(FrontendError::Solve { .. }))
         || error.is::<SolveError>()
 }

@@ -9,4 +9,5 @@ mod gateway;
 mod service;
 mod status;
 
-pub use crate::service::{Control, ControlOptions};
+pub use crate::gateway::Gateway;
+pub use crate::service::{Control, ControlOptions, Version};

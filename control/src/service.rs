@@ -42,11 +42,14 @@ pub struct Control {
     tasks: TaskTracker,
 }
 
+/// A version as clients are told it.
+pub type Version = BuildkitVersion;
+
 /// What the services say of the daemon.
 #[derive(Clone, Debug, Default)]
 pub struct ControlOptions {
     /// Version of the daemon and of its Dockerfile frontend.
-    pub version: BuildkitVersion,
+    pub version: Version,
     /// Policies of the garbage collector, as listed with the worker.
     pub gc_policies: Vec<GcPolicy>,
 }
@@ -220,7 +223,11 @@ fn worker_matches(filters: &[String], worker: &kiln_api::types::WorkerRecord) ->
             let (field, equal, value) = match (condition.split_once("=="), condition.split_once("!=")) {
                 (Some((field, value)), _) => (field, true, value),
                 (None, Some((field, value))) => (field, false, value),
-                (None, None) => return Err(Status::invalid_argument(format!("failed to parse worker filter `{condition}`: use FIELD==VALUE or FIELD!=VALUE"))),
+                (None, None) => {
+                    return Err(Status::invalid_argument(format!(
+                        "failed to parse worker filter `{condition}`: use FIELD==VALUE or FIELD!=VALUE"
+                    )));
+                }
             };
             let label = |key: &str| worker.labels.get(key.trim_matches('"')).map_or("", String::as_str);
             let actual = match field.strip_prefix("labels.") {
@@ -323,6 +330,7 @@ fn build_request(request: SolveRequest) -> Result<BuildRequest, Status> {
     built.cache_exports = cache_exports;
     built.cache_imports = cache_imports;
     built.entitlements = request.entitlements;
+    built.compatibility = u64::try_from(request.compatibility_version).unwrap_or(0);
     if built.id.is_empty() {
         return Err(Status::invalid_argument("the build has no ref"));
     }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use kiln_content::CodecPool;
+use kiln_exporter::Tools;
 use kiln_frontend::{Frontend, FrontendResult, References};
 use kiln_llb::pb;
 use kiln_solver::{JobContext, ProgressStream, Solver, SolverOptions};
@@ -13,6 +15,7 @@ use crate::build::{BuildBridge, BuildState};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::lending::JobInfo;
+use crate::push::RegistryPusher;
 use crate::worker::Worker;
 
 /// Runs builds on one worker.
@@ -25,6 +28,7 @@ struct Inner {
     worker: Arc<Worker>,
     solver: Solver,
     frontends: Arc<BTreeMap<String, Arc<dyn Frontend>>>,
+    tools: Tools,
     builds: Mutex<HashMap<String, Weak<BuildState>>>,
     /// Told whenever a build starts.
     started: Notify,
@@ -58,6 +62,8 @@ pub struct BuildRequest {
     pub cache_exports: Vec<CacheSpec>,
     /// Caches to import.
     pub cache_imports: Vec<CacheSpec>,
+    /// The version whose defaults apply; 0 is the current one.
+    pub compatibility: u64,
     /// What steps may do beyond the ordinary.
     pub entitlements: Vec<String>,
 }
@@ -95,7 +101,16 @@ impl Engine {
         frontends: BTreeMap<String, Arc<dyn Frontend>>,
     ) -> Self {
         let solver = Solver::new(worker.cache.keys(), options);
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        let tools = Tools::new(worker.content.clone(), CodecPool::new(threads));
+        let pusher = RegistryPusher {
+            registry: worker.registry.clone(),
+            content: worker.content.clone(),
+            sessions: worker.sessions.clone(),
+            layers: tools.layers().clone(),
+        };
         let inner = Inner {
+            tools: tools.with_pusher(Arc::new(pusher)),
             worker: Arc::new(worker),
             solver,
             frontends: Arc::new(frontends),
@@ -116,6 +131,7 @@ impl Engine {
     /// Dropping the future withdraws the build: what nobody else waits for stops.
     pub async fn build(&self, request: BuildRequest) -> Result<BuildResponse> {
         check(&request, &self.inner.worker)?;
+        let exporters = export::resolve(&self.inner.tools, &request)?;
         let info = Arc::new(JobInfo { session_id: request.session_id.clone() });
         let context: JobContext = info.clone();
         let job = self
@@ -144,7 +160,7 @@ impl Engine {
         let bridge = BuildBridge { state: state.clone() };
         let result = self.result(&request, &bridge, result).await?;
         self.evaluate(&result).await?;
-        export::export(&state, &request, result).await
+        export::export(&state, &request, exporters, result).await
     }
 
     /// Follows the progress of a build from its start. Waits for a build that has not begun, as long as the caller does.

@@ -97,7 +97,7 @@ pub enum Error {
     Client(#[source] BoxError),
     /// An export failed.
     #[error("{0}")]
-    Export(String, #[source] BoxError),
+    Export(#[source] BoxError),
     /// No such build.
     #[error("no such job {id}")]
     NoSuchJob {

@@ -16,6 +16,7 @@ pub mod keys;
 mod lending;
 pub mod load;
 mod ops;
+mod push;
 mod reference;
 mod secrets;
 mod worker;

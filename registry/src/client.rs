@@ -29,6 +29,16 @@ struct Shared {
 }
 
 impl Registry {
+    /// Makes a client that also speaks plain HTTP, and HTTPS without verification, with `host`.
+    #[must_use]
+    pub fn insecure(&self, host: &str) -> Self {
+        let mut config = self.shared.config.clone();
+        let entry = config.hosts.entry(host.to_owned()).or_default();
+        entry.http = Some(true);
+        entry.insecure = Some(true);
+        Self::new(config)
+    }
+
     /// Makes a client. Nothing is read or connected to before it is needed.
     #[must_use]
     pub fn new(config: Config) -> Self {

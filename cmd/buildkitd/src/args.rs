@@ -189,7 +189,9 @@ pub(crate) struct ProfilingArgs {
 impl Args {
     /// Parses an argument list, the program's name first.
     pub(crate) fn parse_go_style(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(args.into_iter().enumerate().map(|(i, a)| if i == 0 { a } else { two_dashes(a) }))
+        Self::try_parse_from(
+            args.into_iter().enumerate().map(|(i, a)| if i == 0 { a } else { two_dashes(a) }),
+        )
     }
 
     /// Flags given on the command line that are accepted but change nothing yet.

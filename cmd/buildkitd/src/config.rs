@@ -220,7 +220,9 @@ impl File {
     /// Reads `path`; a missing file is an empty configuration.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).with_context(|| format!("failed to load config from `{}`", path.display())),
+            Ok(text) => {
+                Self::parse(&text).with_context(|| format!("failed to load config from `{}`", path.display()))
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(e).with_context(|| format!("failed to read config `{}`", path.display())),
         }
@@ -350,7 +352,11 @@ insecure-entitlements = [ "network.host", "security.insecure", "device" ]
         assert_eq!(file.worker.oci.gcpolicy.len(), 2);
         assert_eq!(file.registry["docker.io"].mirrors.len(), 2);
         let unused = file.without_effect();
-        assert!(unused.contains(&"otel.socketPath".to_owned()) && unused.contains(&"worker.containerd.runtime".to_owned()), "{unused:?}");
+        assert!(
+            unused.contains(&"otel.socketPath".to_owned())
+                && unused.contains(&"worker.containerd.runtime".to_owned()),
+            "{unused:?}"
+        );
         assert!(!unused.contains(&"cdi.disabled".to_owned()), "switching off what is not there is in effect");
     }
 

@@ -1,2 +1,84 @@
-//! buildkitd.
-fn main() {}
+//! The build daemon: flags, configuration, composition, and nothing else.
+#![forbid(unsafe_code)]
+
+mod args;
+mod compose;
+mod config;
+mod listen;
+mod logging;
+mod notify;
+mod settings;
+mod signals;
+mod units;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::args::Args;
+use crate::settings::Settings;
+
+/// The version of the reference whose behaviour this daemon has, with our own as build metadata.
+const VERSION: &str = concat!("v0.32.2+kiln.", env!("CARGO_PKG_VERSION"));
+const PACKAGE: &str = "github.com/moby/buildkit";
+
+#[expect(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "the command line answers before there is a log"
+)]
+fn main() -> ExitCode {
+    let args = match Args::parse_go_style(std::env::args_os()) {
+        Ok(args) => args,
+        Err(error) => {
+            let code = if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            error.print().ok();
+            return code;
+        }
+    };
+    if args.version {
+        println!("buildkitd {PACKAGE} {VERSION} kiln");
+        return ExitCode::SUCCESS;
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("buildkitd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let settings = Settings::load(args)?;
+    logging::init(&settings);
+    if !settings.without_effect.is_empty() {
+        tracing::warn!(settings = settings.without_effect.join(", "), "these settings have no effect yet");
+    }
+    if !rustix::process::geteuid().is_root() {
+        anyhow::bail!("rootless mode is not supported yet: run the daemon as root");
+    }
+    // File modes of results are exact: the umask has no say.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from))
+        .thread_name("buildkitd")
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    let outcome = runtime.block_on(compose::serve(settings));
+    // Blocking work that ignores its cancellation must not keep the process from ending.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    outcome
+}
+
+/// Many files are open at once while trees are walked and streams are served.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: now.maximum, maximum: now.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::debug!(%error, "limit of open files not raised");
+    }
+}

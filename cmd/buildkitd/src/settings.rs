@@ -90,8 +90,13 @@ impl Settings {
         refuse_unsupported(args, &file)?;
 
         let root = args.root.clone().or(file.root.clone()).unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT));
-        let root = std::path::absolute(&root).with_context(|| format!("failed to make `{}` absolute", root.display()))?;
-        let addresses = [&args.addr, &file.grpc.address, &vec![DEFAULT_ADDRESS.to_owned()]].into_iter().find(|a| !a.is_empty()).cloned().unwrap_or_default();
+        let root = std::path::absolute(&root)
+            .with_context(|| format!("failed to make `{}` absolute", root.display()))?;
+        let addresses = [&args.addr, &file.grpc.address, &vec![DEFAULT_ADDRESS.to_owned()]]
+            .into_iter()
+            .find(|a| !a.is_empty())
+            .cloned()
+            .unwrap_or_default();
         if addresses.iter().any(String::is_empty) {
             bail!("--addr cannot be empty");
         }
@@ -99,7 +104,11 @@ impl Settings {
             Some(group) => Some(group_id(group)?),
             None => file.grpc.gid,
         };
-        let entitlements = if args.allow_insecure_entitlement.is_empty() { file.insecure_entitlements.clone() } else { args.allow_insecure_entitlement.clone() };
+        let entitlements = if args.allow_insecure_entitlement.is_empty() {
+            file.insecure_entitlements.clone()
+        } else {
+            args.allow_insecure_entitlement.clone()
+        };
         for entitlement in &entitlements {
             if !matches!(entitlement.as_str(), "security.insecure" | "network.host" | "device") {
                 bail!("invalid entitlement : {entitlement}");
@@ -107,21 +116,35 @@ impl Settings {
         }
         let mut worker_labels = oci.labels.clone();
         for label in &args.oci_worker_labels {
-            let Some((key, value)) = label.split_once('=') else { bail!("invalid worker label `{label}`: use KEY=VALUE") };
+            let Some((key, value)) = label.split_once('=') else {
+                bail!("invalid worker label `{label}`: use KEY=VALUE")
+            };
             worker_labels.insert(key.to_owned(), value.to_owned());
         }
-        let platforms = if args.oci_worker_platform.is_empty() { oci.platforms.clone() } else { args.oci_worker_platform.clone() };
+        let platforms = if args.oci_worker_platform.is_empty() {
+            oci.platforms.clone()
+        } else {
+            args.oci_worker_platform.clone()
+        };
         let network = match args.oci_worker_net.as_deref().or(oci.network_mode.as_deref()).unwrap_or("auto") {
             "auto" => NetworkMode::Auto,
             "host" => NetworkMode::Host,
-            mode @ ("bridge" | "cni") => bail!("network mode `{mode}` is not supported yet: use `auto` or `host`"),
+            mode @ ("bridge" | "cni") => {
+                bail!("network mode `{mode}` is not supported yet: use `auto` or `host`")
+            }
             other => bail!("invalid network mode: {other:?}"),
         };
-        let max_parallelism = args.oci_max_parallelism.or(oci.max_parallelism).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+        let max_parallelism = args
+            .oci_max_parallelism
+            .or(oci.max_parallelism)
+            .and_then(|n| usize::try_from(n).ok())
+            .filter(|n| *n > 0);
         let registry_concurrency = match file.system.max_registry_concurrency {
             None => DEFAULT_REGISTRY_CONCURRENCY,
             Some(n) => usize::try_from(n).ok().filter(|n| *n > 0).with_context(|| {
-                format!("maxRegistryConcurrency must be greater than zero; set to {n} in the configuration file")
+                format!(
+                    "maxRegistryConcurrency must be greater than zero; set to {n} in the configuration file"
+                )
             })?,
         };
 
@@ -158,15 +181,21 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
     let oci = &file.worker.oci;
     match args.oci_worker.as_deref() {
         None | Some("auto" | "true") => {}
-        Some("false") => bail!("no worker found, rebuild the buildkit daemon? (the OCI worker is off and the containerd worker is not supported yet)"),
+        Some("false") => bail!(
+            "no worker found, rebuild the buildkit daemon? (the OCI worker is off and the containerd worker is not supported yet)"
+        ),
         Some(other) => bail!("invalid value `{other}` for --oci-worker: use true, false or auto"),
     }
     if args.oci_worker.is_none() && oci.enabled == Some(false) {
-        bail!("no worker found, rebuild the buildkit daemon? (worker.oci.enabled is false and the containerd worker is not supported yet)");
+        bail!(
+            "no worker found, rebuild the buildkit daemon? (worker.oci.enabled is false and the containerd worker is not supported yet)"
+        );
     }
     match args.containerd.containerd_worker.as_deref() {
         None | Some("auto" | "false") => {}
-        Some("true") => bail!("the containerd worker is not supported yet: leave out --containerd-worker=true"),
+        Some("true") => {
+            bail!("the containerd worker is not supported yet: leave out --containerd-worker=true")
+        }
         Some(other) => bail!("invalid value `{other}` for --containerd-worker: use true, false or auto"),
     }
     if file.worker.containerd.enabled == Some(true) {
@@ -174,7 +203,9 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
     }
     match args.oci_worker_snapshotter.as_deref().or(oci.snapshotter.as_deref()).unwrap_or("auto") {
         "auto" | "overlayfs" => {}
-        name @ ("native" | "fuse-overlayfs" | "stargz") => bail!("snapshotter `{name}` is not supported yet: use `auto` or `overlayfs`"),
+        name @ ("native" | "fuse-overlayfs" | "stargz") => {
+            bail!("snapshotter `{name}` is not supported yet: use `auto` or `overlayfs`")
+        }
         other => bail!("unknown snapshotter name: {other:?}"),
     }
     if args.oci_worker_proxy_snapshotter_path.is_some() || oci.proxy_snapshotter_path.is_some() {
@@ -190,7 +221,9 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
     if args.oci_worker_selinux.or(oci.selinux) == Some(true) {
         bail!("selinux is not available");
     }
-    if let Some(profile) = args.oci_worker_apparmor_profile.as_ref().or(oci.apparmor_profile.as_ref()).filter(|p| !p.is_empty()) {
+    if let Some(profile) =
+        args.oci_worker_apparmor_profile.as_ref().or(oci.apparmor_profile.as_ref()).filter(|p| !p.is_empty())
+    {
         bail!("AppArmor is not supported on this host, but the profile '{profile}' was specified");
     }
     if args.proxy_network == Some(true) || file.proxy_network == Some(true) {
@@ -217,7 +250,14 @@ fn log_level(args: &Args, file: &File) -> Result<tracing::Level> {
     if args.debug.unwrap_or(file.debug) {
         return Ok(tracing::Level::DEBUG);
     }
-    match args.log_level.as_deref().or(file.log.level.as_deref()).unwrap_or("info").to_ascii_lowercase().as_str() {
+    match args
+        .log_level
+        .as_deref()
+        .or(file.log.level.as_deref())
+        .unwrap_or("info")
+        .to_ascii_lowercase()
+        .as_str()
+    {
         "panic" | "fatal" | "error" => Ok(tracing::Level::ERROR),
         "warn" | "warning" => Ok(tracing::Level::WARN),
         "info" | "" => Ok(tracing::Level::INFO),
@@ -237,13 +277,22 @@ fn log_format(args: &Args, file: &File) -> Result<LogFormat> {
 
 fn gc_limits(args: &Args, oci: &Worker) -> Result<GcLimits> {
     let Some(text) = &args.oci_worker_gc_keepstorage else {
-        return Ok(GcLimits { reserved: oci.reserved_space.or(oci.gckeepstorage), min_free: oci.min_free_space, max_used: oci.max_used_space });
+        return Ok(GcLimits {
+            reserved: oci.reserved_space.or(oci.gckeepstorage),
+            min_free: oci.min_free_space,
+            max_used: oci.max_used_space,
+        });
     };
     let mut parts = text.split(',').zip(["storage", "free storage", "max storage"]).map(|(part, what)| {
-        let megabytes: i64 = part.trim().parse().with_context(|| format!("failed to parse {what} {part:?}"))?;
+        let megabytes: i64 =
+            part.trim().parse().with_context(|| format!("failed to parse {what} {part:?}"))?;
         Ok::<_, anyhow::Error>(DiskSpace::Bytes(megabytes.saturating_mul(MEGABYTE)))
     });
-    Ok(GcLimits { reserved: parts.next().transpose()?, min_free: parts.next().transpose()?, max_used: parts.next().transpose()? })
+    Ok(GcLimits {
+        reserved: parts.next().transpose()?,
+        min_free: parts.next().transpose()?,
+        max_used: parts.next().transpose()?,
+    })
 }
 
 fn group_id(group: &str) -> Result<u32> {
@@ -264,13 +313,16 @@ pub(crate) fn registry_tls(registry: &Registry) -> Result<(Vec<PathBuf>, Vec<Key
     let mut cas = registry.ca.clone();
     let mut pairs = registry.keypair.clone();
     for dir in &registry.tlsconfigdir {
-        let entries = std::fs::read_dir(dir).with_context(|| format!("failed to read tlsconfigdir `{}`", dir.display()))?;
+        let entries = std::fs::read_dir(dir)
+            .with_context(|| format!("failed to read tlsconfigdir `{}`", dir.display()))?;
         let mut paths = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>()?;
         paths.sort();
         for path in paths {
             match path.extension().and_then(|e| e.to_str()) {
                 Some("crt") => cas.push(path),
-                Some("cert") => pairs.push(KeyPair { key: existing(&path.with_extension("key"))?, cert: path }),
+                Some("cert") => {
+                    pairs.push(KeyPair { key: existing(&path.with_extension("key"))?, cert: path })
+                }
                 _ => {}
             }
         }
@@ -279,7 +331,11 @@ pub(crate) fn registry_tls(registry: &Registry) -> Result<(Vec<PathBuf>, Vec<Key
 }
 
 fn existing(path: &Path) -> Result<PathBuf> {
-    if path.exists() { Ok(path.to_owned()) } else { bail!("missing key `{}` for the certificate beside it", path.display()) }
+    if path.exists() {
+        Ok(path.to_owned())
+    } else {
+        bail!("missing key `{}` for the certificate beside it", path.display())
+    }
 }
 
 #[cfg(test)]
@@ -293,7 +349,11 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
-        let settings = merge("d --root /flag", "root = '/file'\n[grpc]\naddress = ['tcp://127.0.0.1:1']\n[worker.oci]\nmax-parallelism = 3").unwrap();
+        let settings = merge(
+            "d --root /flag",
+            "root = '/file'\n[grpc]\naddress = ['tcp://127.0.0.1:1']\n[worker.oci]\nmax-parallelism = 3",
+        )
+        .unwrap();
         assert_eq!(settings.root, Path::new("/flag"));
         assert_eq!(settings.addresses, ["tcp://127.0.0.1:1"]);
         assert_eq!(settings.max_parallelism, Some(3));
@@ -323,6 +383,9 @@ mod tests {
     #[test]
     fn keepstorage_counts_in_megabytes() {
         let limits = merge("d --oci-worker-gc-keepstorage 10,20,30", "").unwrap().gc_limits;
-        assert_eq!((limits.reserved, limits.max_used), (Some(DiskSpace::Bytes(10_000_000)), Some(DiskSpace::Bytes(30_000_000))));
+        assert_eq!(
+            (limits.reserved, limits.max_used),
+            (Some(DiskSpace::Bytes(10_000_000)), Some(DiskSpace::Bytes(30_000_000)))
+        );
     }
 }

@@ -26,9 +26,9 @@ enum TextOrInteger {
 impl<'de> Deserialize<'de> for ConfigDuration {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let parsed = match TextOrInteger::deserialize(deserializer)? {
-            TextOrInteger::Integer(seconds) => {
-                u64::try_from(seconds).map(Duration::from_secs).map_err(|_| anyhow::anyhow!("invalid duration {seconds}"))
-            }
+            TextOrInteger::Integer(seconds) => u64::try_from(seconds)
+                .map(Duration::from_secs)
+                .map_err(|_| anyhow::anyhow!("invalid duration {seconds}")),
             TextOrInteger::Text(text) => parse_duration(&text),
         };
         parsed.map(Self).map_err(serde::de::Error::custom)
@@ -118,14 +118,30 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, want) in [("48h", Some(172_800.0)), ("1h30m", Some(5400.0)), ("90", Some(90.0)), ("250ms", Some(0.25)), ("", None), ("4 parsecs", None), ("h", None)] {
+        for (text, want) in [
+            ("48h", Some(172_800.0)),
+            ("1h30m", Some(5400.0)),
+            ("90", Some(90.0)),
+            ("250ms", Some(0.25)),
+            ("", None),
+            ("4 parsecs", None),
+            ("h", None),
+        ] {
             assert_eq!(parse_duration(text).ok().map(|d| d.as_secs_f64()), want, "{text}");
         }
     }
 
     #[test]
     fn disk_spaces() {
-        for (text, want) in [("10%", Some(100)), ("512MB", Some(512 << 20)), ("2GiB", Some(2 << 30)), ("100", Some(100)), ("1.5k", Some(1536)), ("101%", None), ("much", None)] {
+        for (text, want) in [
+            ("10%", Some(100)),
+            ("512MB", Some(512 << 20)),
+            ("2GiB", Some(2 << 30)),
+            ("100", Some(100)),
+            ("1.5k", Some(1536)),
+            ("101%", None),
+            ("much", None),
+        ] {
             assert_eq!(parse_disk_space(text).ok().map(|d| d.bytes(1000)), want, "{text}");
         }
     }
