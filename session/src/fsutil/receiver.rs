@@ -169,7 +169,11 @@ pub async fn receive<S>(
 where
     S: Stream<Item = Result<Message>> + Unpin + Send,
 {
-    let outcome = exchange(destination, Arc::new(options), incoming, &outgoing).await;
+    let mut tasks = JoinSet::new();
+    let outcome = exchange(destination, Arc::new(options), incoming, &outgoing, &mut tasks).await;
+    // After a failure the blocking parts see the end of their channels. Nothing is written once this returns.
+    tasks.abort_all();
+    while tasks.join_next().await.is_some() {}
     if let Err(error) = &outcome
         && !matches!(error, Error::Peer { .. } | Error::Call { .. })
     {
@@ -184,6 +188,7 @@ async fn exchange<S>(
     options: Arc<ReceiveOptions>,
     mut incoming: S,
     outgoing: &mpsc::Sender<Message>,
+    tasks: &mut JoinSet<Result<Option<Planned>>>,
 ) -> Result<Stats>
 where
     S: Stream<Item = Result<Message>> + Unpin + Send,
@@ -191,7 +196,6 @@ where
     let mut stats = Stats::default();
     let pending = Arc::new(Pending::default());
     let complete = Arc::new(Notify::new());
-    let mut tasks: JoinSet<Result<Option<Planned>>> = JoinSet::new();
 
     // Requests pass through a queue without bound (of four bytes for each file listed): a peer may take no more
     // of them until its data is read, and reading that must not wait for it in turn.

@@ -236,7 +236,7 @@ async fn hostile_peers() {
         (vec![stat("a", GoMode::DIR | GoMode::SYMLINK, "")], r#"invalid mode 21000000000 of "a""#),
         (vec![Message::Data(7, "x".into())], "invalid file request 7"),
         (vec![Message::Request(7)], "unexpected packet: PACKET_REQ"),
-        (vec![Message::Stat(None), file("a")], "entry after the end of the listing"),
+        (vec![file("a"), Message::Stat(None), file("b")], "entry after the end of the listing"),
         (vec![file("a"), file("b"), file("c"), file("d")], "transfer exceeds the limit of 3 entries"),
         (vec![file("a"), Message::Data(0, vec![0; 101].into())], "transfer exceeds the limit of 100 bytes"),
     ] {
