@@ -11,7 +11,7 @@ use kiln_solver::{JobContext, ProgressStream, Solver, SolverOptions};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{BuildBridge, BuildState};
+use crate::build::{BuildBridge, BuildState, builtin};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::lending::JobInfo;
@@ -210,7 +210,7 @@ impl Engine {
         if request.frontend.is_empty() {
             return returned.await.unwrap_or(Err(Error::Cancelled));
         }
-        let name = frontend_name(request);
+        let name = builtin(&request.frontend, &request.attrs);
         let frontend = self
             .inner
             .frontends
@@ -264,14 +264,6 @@ pub(crate) fn flatten(error: kiln_frontend::Error) -> Error {
     }
 }
 
-/// The Dockerfile frontend is built in, also where a client asks for it by way of the gateway.
-fn frontend_name(request: &BuildRequest) -> &str {
-    const DOCKERFILE: &str = "dockerfile.v0";
-    let replaced = request.attrs.keys().any(|k| k.starts_with("context:dockerfile.v0"));
-    let asked = request.attrs.get("source").is_some_and(|s| s == DOCKERFILE);
-    if request.frontend == "gateway.v0" && asked && !replaced { DOCKERFILE } else { &request.frontend }
-}
-
 fn check(request: &BuildRequest, worker: &Worker) -> Result<()> {
     if request.definition.is_some() && !request.frontend.is_empty() {
         return Err(Error::request(format!("invalid definition for frontend {}", request.frontend)));
@@ -314,18 +306,23 @@ mod tests {
 
     #[test]
     fn the_builtin_dockerfile_frontend_serves_gateway_requests_for_it() {
-        let request = |frontend: &str, attrs: &[(&str, &str)]| BuildRequest {
-            frontend: frontend.into(),
-            attrs: attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-            ..BuildRequest::default()
+        let served = |attrs: &[(&str, &str)]| {
+            let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            builtin("gateway.v0", &attrs).to_owned()
         };
-        assert_eq!(frontend_name(&request("gateway.v0", &[("source", "dockerfile.v0")])), "dockerfile.v0");
-        assert_eq!(frontend_name(&request("gateway.v0", &[("source", "docker/dockerfile")])), "gateway.v0");
+        for source in [
+            "dockerfile.v0",
+            "docker/dockerfile:1",
+            "docker.io/docker/dockerfile:1.7-labs",
+            "docker/dockerfile",
+        ] {
+            assert_eq!(served(&[("source", source)]), "dockerfile.v0", "{source}");
+        }
+        for source in ["docker/dockerfile@sha256:aa", "example.com/frontend:1", ""] {
+            assert_eq!(served(&[("source", source)]), "gateway.v0", "{source}");
+        }
         assert_eq!(
-            frontend_name(&request(
-                "gateway.v0",
-                &[("source", "dockerfile.v0"), ("context:dockerfile.v0", "docker-image://x")]
-            )),
+            served(&[("source", "dockerfile.v0"), ("context:dockerfile.v0", "docker-image://x")]),
             "gateway.v0"
         );
     }

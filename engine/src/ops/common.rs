@@ -79,7 +79,7 @@ pub(crate) async fn content_key(
 /// An error of the catalogue: the loss of an input where it says so, else a failure.
 pub(crate) fn lost_or_failed(error: kiln_cache::Error, input: Option<usize>) -> OpError {
     match input {
-        Some(input) if matches!(error, kiln_cache::Error::Lost(_)) => OpError::lost_input(input, error),
+        Some(input) if error.is_lost() => OpError::lost_input(input, error),
         _ => OpError::failed(error),
     }
 }
