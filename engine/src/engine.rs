@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kiln_content::CodecPool;
-use kiln_exporter::Tools;
+use kiln_digest::Digest;
+use kiln_exporter::{RegistryPusher, Tools};
 use kiln_frontend::{Frontend, FrontendResult, References};
 use kiln_llb::pb;
-use kiln_solver::{JobContext, ProgressStream, Solver, SolverOptions};
+use kiln_registry::Credentials;
+use kiln_session::{FixedWaiters, Lender};
+use kiln_solver::{JobContext, ProgressStream, Solver, SolverOptions, VertexDigest};
+use kiln_source::SessionCredentials;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +19,6 @@ use crate::build::{BuildBridge, BuildState, builtin};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::lending::JobInfo;
-use crate::push::RegistryPusher;
 use crate::worker::Worker;
 
 /// Runs builds on one worker.
@@ -103,12 +106,12 @@ impl Engine {
         let solver = Solver::new(worker.cache.keys(), options);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let tools = Tools::new(worker.content.clone(), CodecPool::new(threads));
-        let pusher = RegistryPusher {
-            registry: worker.registry.clone(),
-            content: worker.content.clone(),
-            sessions: worker.sessions.clone(),
-            layers: tools.layers().clone(),
-        };
+        let sessions = worker.sessions.clone();
+        let lend = Arc::new(move |session: &str| -> Arc<dyn Credentials> {
+            let waiters = FixedWaiters(vec![session.to_owned()]);
+            Arc::new(SessionCredentials::new(Lender::new(sessions.clone(), Arc::new(waiters))))
+        });
+        let pusher = RegistryPusher::new(worker.registry.clone(), worker.content.clone(), lend);
         let inner = Inner {
             tools: tools.with_pusher(Arc::new(pusher)),
             worker: Arc::new(worker),
@@ -132,6 +135,7 @@ impl Engine {
     pub async fn build(&self, request: BuildRequest) -> Result<BuildResponse> {
         check(&request, &self.inner.worker)?;
         let exporters = export::resolve(&self.inner.tools, &request)?;
+        let left_out = attestations(&request)?;
         let info = Arc::new(JobInfo { session_id: request.session_id.clone() });
         let context: JobContext = info.clone();
         let job = self
@@ -158,6 +162,11 @@ impl Engine {
         });
         let _registered = self.register(&state);
         let bridge = BuildBridge { state: state.clone() };
+        for kind in left_out {
+            let name = format!("[internal] {kind} attestation is not supported yet: exporting without it");
+            let digest = VertexDigest(Digest::of(name.as_bytes()));
+            state.job.vertex_scope(&name, digest, |_| async { Ok::<(), Error>(()) }).await?;
+        }
         let result = self.result(&request, &bridge, result).await?;
         self.evaluate(&result).await?;
         export::export(&state, &request, exporters, result).await
@@ -264,6 +273,31 @@ pub(crate) fn flatten(error: kiln_frontend::Error) -> Error {
     }
 }
 
+/// The attestations that a client asks for by its own default, which are left out; one that its user asked for is an
+/// error. Clients mark the former as `inline-only`.
+fn attestations(request: &BuildRequest) -> Result<Vec<String>> {
+    let mut left_out = Vec::new();
+    for (key, value) in &request.attrs {
+        let Some(kind) =
+            key.strip_prefix("attest:").or_else(|| key.strip_prefix("build-arg:BUILDKIT_ATTEST_"))
+        else {
+            continue;
+        };
+        let kind = kind.to_lowercase();
+        let flag = |name: &str| value.split(',').any(|field| field.trim() == name);
+        if flag("disabled=true") {
+            continue;
+        }
+        if !flag("inline-only=true") {
+            return Err(Error::request(format!(
+                "attestation `{kind}` is not supported yet: build without it"
+            )));
+        }
+        left_out.push(kind);
+    }
+    Ok(left_out)
+}
+
 fn check(request: &BuildRequest, worker: &Worker) -> Result<()> {
     if request.definition.is_some() && !request.frontend.is_empty() {
         return Err(Error::request(format!("invalid definition for frontend {}", request.frontend)));
@@ -287,22 +321,23 @@ fn check(request: &BuildRequest, worker: &Worker) -> Result<()> {
             other => return Err(Error::request(format!("unknown cache exporter: {other:?}"))),
         }
     }
-    for (key, value) in &request.attrs {
-        let attested = key.strip_prefix("attest:").or_else(|| key.strip_prefix("build-arg:BUILDKIT_ATTEST_"));
-        // Clients ask for `disabled=true` when the user said no.
-        if let Some(kind) = attested.filter(|_| !value.contains("disabled=true")) {
-            return Err(Error::request(format!(
-                "attestation `{}` is not supported yet: build without it",
-                kind.to_lowercase()
-            )));
-        }
-    }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_attestations_nobody_asked_for_are_left_out() {
+        let ask = |value: &str| {
+            let attrs = BTreeMap::from([("attest:provenance".to_owned(), value.to_owned())]);
+            attestations(&BuildRequest { attrs, ..BuildRequest::default() }).map_err(|e| e.to_string())
+        };
+        assert_eq!(ask("mode=min,inline-only=true").unwrap(), ["provenance"]);
+        assert_eq!(ask("disabled=true").unwrap(), [] as [&str; 0]);
+        assert!(ask("mode=max").unwrap_err().contains("`provenance` is not supported yet"));
+    }
 
     #[test]
     fn the_builtin_dockerfile_frontend_serves_gateway_requests_for_it() {

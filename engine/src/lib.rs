@@ -16,7 +16,6 @@ pub mod keys;
 mod lending;
 pub mod load;
 mod ops;
-mod push;
 mod reference;
 mod secrets;
 mod worker;

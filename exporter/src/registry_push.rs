@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kiln_content::{ContentStore, Descriptor};
 use kiln_digest::Digest;
-use kiln_registry::{Access, Config, Credentials, Observer, PushOptions, Reference, Registry, Supply};
+use kiln_registry::{Access, Credentials, Observer, PushOptions, Reference, Registry, Supply};
 use kiln_solver::{Stream, VertexProgress};
 
 use crate::error::BoxError;
@@ -19,7 +19,6 @@ pub type LendCredentials = Arc<dyn Fn(&str) -> Arc<dyn Credentials> + Send + Syn
 /// Pushes to registries.
 pub struct RegistryPusher {
     registry: Registry,
-    config: Config,
     content: Arc<dyn ContentStore>,
     credentials: LendCredentials,
 }
@@ -31,23 +30,9 @@ impl fmt::Debug for RegistryPusher {
 }
 
 impl RegistryPusher {
-    /// Pushes what is in `content` through `registry`; `config` is that of `registry`, for pushes that ask for less
-    /// security than it gives.
-    pub fn new(
-        registry: Registry,
-        config: Config,
-        content: Arc<dyn ContentStore>,
-        credentials: LendCredentials,
-    ) -> Self {
-        Self { registry, config, content, credentials }
-    }
-
-    fn insecure(&self, host: &str) -> Registry {
-        let mut config = self.config.clone();
-        let entry = config.hosts.entry(host.to_owned()).or_default();
-        entry.http = Some(true);
-        entry.insecure = Some(true);
-        Registry::new(config)
+    /// Pushes what is in `content` through `registry`.
+    pub fn new(registry: Registry, content: Arc<dyn ContentStore>, credentials: LendCredentials) -> Self {
+        Self { registry, content, credentials }
     }
 }
 
@@ -55,7 +40,8 @@ impl RegistryPusher {
 impl Pusher for RegistryPusher {
     async fn push(&self, request: PushRequest) -> Result<(), BoxError> {
         let reference = Reference::parse(&request.name)?.or_latest();
-        let registry = if request.insecure { self.insecure(reference.host()) } else { self.registry.clone() };
+        let registry =
+            if request.insecure { self.registry.insecure(reference.host()) } else { self.registry.clone() };
         let origins = origins(&request);
         let supply = Layers { request: &request };
         let observer = Log(request.progress.clone());
