@@ -6,6 +6,19 @@ use anyhow::{Context, Result};
 
 use crate::process::wait_for;
 
+/// Runs the registry until standard input ends, so that it ends with this process, however that ends. A registry in a
+/// static, which nobody drops, is cleaned up too.
+const KEEPER: &str = r#"
+exec 3<&0 </dev/null
+docker-registry serve "$0" & registry=$!
+(cat <&3 >/dev/null; kill $registry 2>/dev/null) &
+wait $registry
+code=$?
+exec 3<&-
+rm -rf "$1/storage"
+exit $code
+"#;
+
 /// A `docker-registry` on a free loopback port, with storage of its own.
 #[derive(Debug)]
 pub struct Registry {
@@ -55,21 +68,22 @@ impl Registry {
             ),
         )?;
         let log = std::fs::File::create(dir.path().join("log"))?;
-        let mut child = Command::new("docker-registry")
-            .arg("serve")
+        let mut child = Command::new("sh")
+            .args(["-c", KEEPER])
             .arg(&config)
-            .stdin(Stdio::null())
+            .arg(dir.path())
+            .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .context("failed to start `docker-registry` (Debian package docker-registry)")?;
+            .context("failed to start a shell")?;
         let up = wait_for("the registry", Duration::from_secs(10), Some(&mut child), || {
             TcpStream::connect(&address).is_ok()
         });
         if let Err(error) = up {
-            child.kill().ok();
+            drop(child.stdin.take());
             child.wait().ok();
-            return Err(error);
+            return Err(error).context("`docker-registry` does not start (Debian package docker-registry)");
         }
         Ok((child, address))
     }
@@ -87,7 +101,7 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        self.child.kill().ok();
+        drop(self.child.stdin.take());
         self.child.wait().ok();
     }
 }
