@@ -111,6 +111,11 @@ fn details(error: &Error) -> Vec<Detail> {
             details.extend(exit(source));
             details
         }
+        Error::Vertex { vertex, sources, .. } => {
+            let mut details: Vec<Detail> = sources.iter().map(place).collect();
+            details.push(Detail::Vertex { digest: vertex.to_string() });
+            details
+        }
         Error::Frontend(error) => frontend_details(error),
         _ => Vec::new(),
     }

@@ -89,6 +89,16 @@ pub enum Error {
         /// What happened.
         source: kiln_solver::SolveError,
     },
+    /// A vertex asks for something that this daemon does not do.
+    #[error("{message}")]
+    Vertex {
+        /// The vertex, as loaded.
+        vertex: VertexDigest,
+        /// Places in the input that belong to it.
+        sources: Vec<kiln_frontend::ErrorSource>,
+        /// What it asks for.
+        message: String,
+    },
     /// The frontend failed.
     #[error("{}", .0.chain())]
     Frontend(kiln_frontend::Error),

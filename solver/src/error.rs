@@ -79,6 +79,22 @@ impl OpError {
         self.kind
     }
 
+    /// Returns the whole text: the error and its causes, joined by `: `, as steps show it.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source.source();
+        while let Some(error) = cause {
+            let message = error.to_string();
+            // An error that shows as its cause says nothing new.
+            if !text.ends_with(&message) {
+                text.push_str(": ");
+                text.push_str(&message);
+            }
+            cause = error.source();
+        }
+        text
+    }
+
     /// Returns what went wrong, for downcasting.
     pub fn inner(&self) -> &(dyn StdError + Send + Sync + 'static) {
         &*self.source

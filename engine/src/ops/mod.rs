@@ -59,9 +59,19 @@ fn vertex(
         digest: VertexDigest(vertex.digest.digest()),
         name: vertex.name.clone(),
         inputs: vertex.inputs.iter().map(|e| edge(*e)).collect::<Result<_>>()?,
-        op: op(worker, vertex, resolutions, pruned)?,
+        op: op(worker, vertex, resolutions, pruned).map_err(|error| of_vertex(vertex, error))?,
         options,
     })
+}
+
+/// Says which vertex a refusal is about; where that is in the input is for the caller to add.
+fn of_vertex(vertex: &LoadedVertex, error: Error) -> Error {
+    match error {
+        Error::Request { message } => {
+            Error::Vertex { vertex: VertexDigest(vertex.digest.digest()), sources: Vec::new(), message }
+        }
+        error => error,
+    }
 }
 
 fn op(

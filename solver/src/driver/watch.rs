@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{State, WatchedJob};
+use crate::error::OpError;
 use crate::op::{OpContext, WaiterSet};
 use crate::outcome::Outcome;
 use crate::progress::{VertexEvent, VertexProgress};
@@ -133,7 +134,7 @@ impl State {
                     event.started = Some(watch.started.unwrap_or(now));
                     event.completed = Some(now);
                     event.cached = shown.cached;
-                    event.error = shown.error.as_ref().map(ToString::to_string);
+                    event.error = shown.error.as_ref().map(OpError::chain);
                     event.outcome.clone_from(&shown.outcome);
                 });
             }
