@@ -119,8 +119,9 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-worker-runc",
         ],
     ),
-    ("buildctl", &["kiln-progress", "kiln-api", "kiln-client", "kiln-digest", "kiln-llb"]),
-    ("kiln", &["kiln-client", "kiln-progress"]),
+    ("kiln-cli", &["kiln-client", "kiln-digest", "kiln-llb", "kiln-progress"]),
+    ("buildctl", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-llb", "kiln-progress"]),
+    ("kiln", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-progress"]),
     ("kiln-tests", &[]),
     ("kiln-xtask", &["kiln-tests"]),
 ];

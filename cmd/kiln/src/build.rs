@@ -1,0 +1,147 @@
+//! `build`
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use kiln_cli::{Build, Error, Result, metadata, options};
+use kiln_client::SolveOptions;
+use kiln_client::attach::DockerConfig;
+use kiln_digest::Digest;
+use kiln_progress::{Display, Mode};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::BuildArgs;
+use crate::daemon;
+use crate::result::Product;
+
+/// Environment variable: the directory of Docker's configuration.
+const DOCKER_VARIABLE: &str = "DOCKER_CONFIG";
+/// Environment variable: the time that results carry.
+const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
+
+/// Builds, and says what was made.
+pub(crate) async fn run(args: Box<BuildArgs>, stop: &CancellationToken) -> Result<()> {
+    let mode: Mode = args.progress.parse().map_err(Error::option)?;
+    let display = Display::stderr(mode).map_err(|error| Error::option(error.to_string()))?;
+    let mut solve = solve_options(&args)?;
+    let products = Product::all(&args)?;
+    let client = tokio::select! {
+        client = daemon::connect(&args.daemon) => client?,
+        () = stop.cancelled() => return Err(Error::Stopped { message: "stopped" }),
+    };
+    let outcome = async {
+        solve.exports = products.iter().map(Product::open).collect::<Result<_>>()?;
+        let outcome = Build { options: solve, display, trace: None }.run(&client, stop).await?;
+        products.iter().try_for_each(Product::keep)?;
+        Ok::<_, Error>(outcome)
+    }
+    .await;
+    if outcome.is_err() {
+        products.iter().for_each(Product::discard);
+    }
+    let response = outcome?.exporter_response;
+    if let Some(file) = &args.metadata_file {
+        metadata::write(file, &response).map_err(|error| Error::io("write", file, &error))?;
+    }
+    if mode == Mode::Quiet {
+        return Ok(());
+    }
+    let digest = response.get("containerimage.digest").map(String::as_str);
+    let mut lines: Vec<String> = products.iter().filter_map(|product| product.line(digest)).collect();
+    if products.is_empty() {
+        lines.push("built, and kept in the cache only: name it with -t NAME, or say where it goes with -o".to_owned());
+    }
+    for line in lines {
+        // A closed standard error is nobody's concern; standard output may carry an archive.
+        let _written = writeln!(std::io::stderr(), "{line}");
+    }
+    Ok(())
+}
+
+fn solve_options(args: &BuildArgs) -> Result<SolveOptions> {
+    let context = directory(&args.dir)?;
+    let file = args.file.clone().unwrap_or_else(|| args.dir.join("Dockerfile"));
+    if !file.is_file() {
+        return Err(Error::option(format!("there is no Dockerfile at `{}`", file.display())));
+    }
+    let parent = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut solve = SolveOptions::default();
+    solve.frontend = "dockerfile.v0".to_owned();
+    solve.shared_key = Digest::of(context.as_os_str().as_encoded_bytes()).to_string();
+    solve.locals = [("dockerfile".to_owned(), directory(parent)?), ("context".to_owned(), context)].into();
+    let mut set = |key: String, value: String| drop(solve.frontend_attrs.insert(key, value));
+    set("filename".to_owned(), name);
+    for text in &args.build_args {
+        match text.split_once('=') {
+            Some((key, value)) => set(format!("build-arg:{key}"), value.to_owned()),
+            // Not set, it is as if the flag were not there.
+            None => {
+                if let Ok(value) = std::env::var(text) {
+                    set(format!("build-arg:{text}"), value);
+                }
+            }
+        }
+    }
+    for text in &args.label {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        set(format!("label:{key}"), value.to_owned());
+    }
+    if let Some(target) = &args.target {
+        set("target".to_owned(), target.clone());
+    }
+    if let Some(platform) = &args.platform {
+        set("platform".to_owned(), platform.clone());
+    }
+    if args.no_cache {
+        set("no-cache".to_owned(), String::new());
+    }
+    if let Some(epoch) = std::env::var(EPOCH_VARIABLE).ok().filter(|epoch| !epoch.is_empty()) {
+        solve.frontend_attrs.entry(format!("build-arg:{EPOCH_VARIABLE}")).or_insert(epoch);
+    }
+    solve.secrets = options::secrets(&args.secret)?;
+    solve.ssh = options::agents(&args.ssh)?;
+    solve.cache_imports = args.cache_from.iter().map(|text| options::cache_import(text)).collect::<Result<_>>()?;
+    solve.cache_exports = args.cache_to.iter().map(|text| options::cache_export(text)).collect::<Result<_>>()?;
+    solve.entitlements = args.allow.iter().map(|text| options::entitlement(text)).collect::<Result<_>>()?;
+    let docker = std::env::var_os(DOCKER_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let docker = docker.unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".docker"));
+    solve.docker_config = Some(DockerConfig::new(docker));
+    Ok(solve)
+}
+
+fn directory(path: &Path) -> Result<PathBuf> {
+    let absolute = path.canonicalize().map_err(|error| {
+        Error::option(format!("cannot use `{}`: {}", path.display(), kiln_cli::io_text(&error)))
+    })?;
+    if !absolute.is_dir() {
+        return Err(Error::option(format!("`{}` is not a directory", path.display())));
+    }
+    Ok(absolute)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_the_frontend() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = solve_options(&BuildArgs { dir: dir.path().to_owned(), ..BuildArgs::default() }).unwrap_err();
+        assert!(refused.to_string().starts_with("there is no Dockerfile at"));
+        std::fs::write(dir.path().join("Dockerfile.x"), "FROM scratch").unwrap();
+        let args = BuildArgs {
+            dir: dir.path().to_owned(),
+            file: Some(dir.path().join("Dockerfile.x")),
+            build_args: vec!["A=b=c".to_owned(), "NOT_SET_ANYWHERE".to_owned()],
+            label: vec!["l=1".to_owned()],
+            target: Some("t".to_owned()),
+            no_cache: true,
+            ..BuildArgs::default()
+        };
+        let solve = solve_options(&args).unwrap();
+        let attrs: Vec<_> = solve.frontend_attrs.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(attrs.join(" "), "build-arg:A=b=c filename=Dockerfile.x label:l=1 no-cache= target=t");
+        assert_eq!(solve.locals.keys().collect::<Vec<_>>(), ["context", "dockerfile"]);
+    }
+}
