@@ -51,11 +51,7 @@ impl Duration {
                 "m" => MINUTE,
                 "h" => HOUR,
                 unit => {
-                    return Err(format!(
-                        "time: unknown unit {} in duration {}",
-                        quote(unit),
-                        quote(text)
-                    ));
+                    return Err(format!("time: unknown unit {} in duration {}", quote(unit), quote(text)));
                 }
             };
             total += number * scale;
@@ -205,7 +201,10 @@ mod tests {
     #[test]
     fn sizes() {
         assert_eq!((bytes(0), bytes(4096)), ("0B".to_owned(), "4.10kB".to_owned()));
-        assert_eq!((short_bytes(512_000_000), short_bytes(51_500_000_000)), ("512MB".into(), "51.5GB".into()));
+        assert_eq!(
+            (short_bytes(512_000_000), short_bytes(51_500_000_000)),
+            ("512MB".into(), "51.5GB".into())
+        );
     }
 
     #[test]

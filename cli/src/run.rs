@@ -49,8 +49,7 @@ impl Build {
         let (display, trace) = (self.display, self.trace);
         // On a thread of its own: a terminal that does not read must not hold the session up.
         let handle = tokio::runtime::Handle::current();
-        let showing =
-            tokio::task::spawn_blocking(move || handle.block_on(show(display, trace, updates)));
+        let showing = tokio::task::spawn_blocking(move || handle.block_on(show(display, trace, updates)));
         let outcome = {
             let solving = client.solve(self.options, progress);
             tokio::select! {
@@ -78,7 +77,11 @@ pub async fn follow(
     stop: &CancellationToken,
 ) -> Result<(), kiln_client::Error> {
     let (progress, received) = mpsc::channel(UPDATES_QUEUED);
-    let mut updates = client.control().status(kiln_client::api::control::StatusRequest { r#ref: reference.to_owned() }).await?.into_inner();
+    let mut updates = client
+        .control()
+        .status(kiln_client::api::control::StatusRequest { r#ref: reference.to_owned() })
+        .await?
+        .into_inner();
     let receiving = async move {
         loop {
             let update = tokio::select! {

@@ -17,9 +17,9 @@ pub fn agents<S: AsRef<str>>(values: &[S]) -> Result<BTreeMap<String, AgentSourc
     let mut agents = BTreeMap::new();
     for value in values {
         let wanted = Wanted::parse(value.as_ref())?;
-        let source = wanted.source().map_err(|error| {
-            error.within(&format!("failed to convert agent config {}", wanted.shown()))
-        })?;
+        let source = wanted
+            .source()
+            .map_err(|error| error.within(&format!("failed to convert agent config {}", wanted.shown())))?;
         if agents.insert(wanted.id.clone(), source).is_some() {
             return Err(Error::option(format!("duplicate agent ID {}", quote(&wanted.id))));
         }

@@ -38,7 +38,8 @@ fn quoted_field(text: &str, column: usize) -> Result<(String, &str)> {
     let mut field = String::new();
     let mut rest = text;
     loop {
-        let stray = || misplaced(column + text.len() - rest.len(), "extraneous or missing \" in quoted-field");
+        let stray =
+            || misplaced(column + text.len() - rest.len(), "extraneous or missing \" in quoted-field");
         let (before, tail) = rest.split_once('"').ok_or_else(stray)?;
         field.push_str(before);
         match tail.strip_prefix('"') {
@@ -92,6 +93,9 @@ mod tests {
         check(r#"a"b"#, r#"parse error on line 1, column 2: bare " in non-quoted-field"#);
         check(r#""a"b"#, r#"parse error on line 1, column 3: extraneous or missing " in quoted-field"#);
         check(r#""type=tar"#, r#"parse error on line 1, column 2: extraneous or missing " in quoted-field"#);
-        check(r#""type"=tar""#, r#"parse error on line 1, column 6: extraneous or missing " in quoted-field"#);
+        check(
+            r#""type"=tar""#,
+            r#"parse error on line 1, column 6: extraneous or missing " in quoted-field"#,
+        );
     }
 }

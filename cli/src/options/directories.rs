@@ -42,7 +42,8 @@ pub fn oci_layouts<S: AsRef<str>>(values: &[S]) -> Result<BTreeMap<String, PathB
     let read = |value: &S| {
         let value = value.as_ref();
         let (id, dir) = value.split_once('=').ok_or_else(|| {
-            let message = format!("oci-layout option must be 'id=path/to/layout', instead had invalid {value}");
+            let message =
+                format!("oci-layout option must be 'id=path/to/layout', instead had invalid {value}");
             Error::option(message).within("invalid oci-layout")
         })?;
         Ok((id.to_owned(), PathBuf::from(dir)))

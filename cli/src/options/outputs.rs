@@ -161,10 +161,7 @@ mod tests {
         check("type=local,dest=d", r#"local {} Dir("d")"#);
         check("foo=bar", "--output requires type=<type>");
         check("type", "invalid value type");
-        check(
-            "type=local",
-            "invalid output option: output: output directory is required for local exporter",
-        );
+        check("type=local", "invalid output option: output: output directory is required for local exporter");
         check(
             "type=image,dest=/x",
             "invalid output option: output: output /x is not supported by image exporter",
@@ -181,7 +178,8 @@ mod tests {
         assert!(file.exists());
         let missing = dir.path().join("none/x.tar");
         let refused = Output::parse(&format!("type=tar,dest={}", missing.display())).unwrap().open();
-        let want = format!("invalid output option: output: open {}: no such file or directory", missing.display());
+        let want =
+            format!("invalid output option: output: open {}: no such file or directory", missing.display());
         assert_eq!(refused.unwrap_err().to_string(), want);
     }
 }

@@ -24,9 +24,9 @@ fn secret(text: &str) -> Result<(String, SecretSource)> {
     let (mut id, mut file, mut variable) = (String::new(), String::new(), String::new());
     let mut from_environment = false;
     for field in csv_fields(text)? {
-        let (key, value) = field.split_once('=').ok_or_else(|| {
-            Error::option(format!("invalid field '{field}' must be a key=value pair"))
-        })?;
+        let (key, value) = field
+            .split_once('=')
+            .ok_or_else(|| Error::option(format!("invalid field '{field}' must be a key=value pair")))?;
         let key = key.to_lowercase();
         match key.as_str() {
             "type" => match value {
@@ -54,8 +54,9 @@ fn secret(text: &str) -> Result<(String, SecretSource)> {
         let value = std::env::var_os(&variable).unwrap_or_default().into_vec();
         return Ok((id, SecretSource::Value(value)));
     }
-    let metadata = std::fs::metadata(Path::new(&file))
-        .map_err(|error| Error::io("stat", Path::new(&file), &error).within(&format!("failed to stat {file}")))?;
+    let metadata = std::fs::metadata(Path::new(&file)).map_err(|error| {
+        Error::io("stat", Path::new(&file), &error).within(&format!("failed to stat {file}"))
+    })?;
     if metadata.len() > MAX_SECRET {
         return Err(Error::option(format!("secret {id} too big. max size 500KiB")));
     }

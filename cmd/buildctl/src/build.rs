@@ -31,7 +31,11 @@ const CONTEXT: &str = "failed to solve: ";
 const NOT_YET: [&str; 3] = ["source-policy-file", "registry-auth-tlscontext", "debug-json-cache-metrics"];
 
 /// Builds, shows the progress and writes the files that were asked for.
-pub(crate) async fn run(connection: &Connection<'_>, parsed: &Parsed, stop: &CancellationToken) -> Result<()> {
+pub(crate) async fn run(
+    connection: &Connection<'_>,
+    parsed: &Parsed,
+    stop: &CancellationToken,
+) -> Result<()> {
     if let Some(flag) = NOT_YET.iter().find(|flag| !parsed.list(flag).is_empty()) {
         return Err(Error::option(format!("--{flag} is not supported yet")));
     }
@@ -77,7 +81,8 @@ pub(crate) fn solve_options(parsed: &Parsed) -> Result<SolveOptions> {
         }
         solve.definition = Some(read_definition(parsed.is("no-cache"))?);
     }
-    solve.entitlements = parsed.list("allow").iter().map(|text| options::entitlement(text)).collect::<Result<_>>()?;
+    solve.entitlements =
+        parsed.list("allow").iter().map(|text| options::entitlement(text)).collect::<Result<_>>()?;
     solve.secrets = options::secrets(parsed.list("secret"))?;
     solve.ssh = options::agents(parsed.list("ssh"))?;
     solve.cache_exports =
@@ -137,8 +142,7 @@ fn read_definition(ignore_cache: bool) -> Result<pb::Definition> {
         .take(MAX_DEFINITION)
         .read_to_end(&mut content)
         .map_err(|error| Error::option(format!("failed to parse input: {error}")))?;
-    let mut definition = parse_definition(&content)
-        .map_err(|error| error.within("failed to parse input"))?;
+    let mut definition = parse_definition(&content).map_err(|error| error.within("failed to parse input"))?;
     if definition.def.is_empty() {
         return Err(Error::option("empty definition sent to build. Specify --frontend instead?"));
     }
@@ -155,7 +159,8 @@ fn read_definition(ignore_cache: bool) -> Result<pb::Definition> {
 pub(crate) fn parse_definition(content: &[u8]) -> Result<pb::Definition> {
     pb::Definition::decode(content).map_err(|error| {
         let text = error.to_string();
-        let short = text.contains("underflow") || text.contains("unexpected end") || text.contains("invalid varint");
+        let short =
+            text.contains("underflow") || text.contains("unexpected end") || text.contains("invalid varint");
         Error::option(if short { "unexpected EOF".to_owned() } else { text })
     })
 }

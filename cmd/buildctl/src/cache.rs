@@ -17,10 +17,8 @@ pub(crate) async fn disk_usage(connection: &Connection<'_>, parsed: &Parsed) -> 
     let client = connection.open(DISK_USAGE).await?;
     let mut filter = UsageFilter::default();
     filter.filters = parsed.list("filter").to_vec();
-    let mut records = client
-        .disk_usage(filter)
-        .await
-        .map_err(|source| Error::Client { context: DISK_USAGE, source })?;
+    let mut records =
+        client.disk_usage(filter).await.map_err(|source| Error::Client { context: DISK_USAGE, source })?;
     records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
     if let Some(format) = format {
         let records: Vec<UsageJson<'_>> = records.iter().map(UsageJson::from).collect();

@@ -62,13 +62,21 @@ pub(crate) enum Parse {
 
 pub(crate) const GLOBAL: &[Flag] = &[
     Flag::new("debug", Kind::Bool, "log at level debug"),
-    Flag::new("addr", Kind::Text, "address of the daemon (default: BUILDKIT_HOST or unix:///run/buildkit/buildkitd.sock)"),
+    Flag::new(
+        "addr",
+        Kind::Text,
+        "address of the daemon (default: BUILDKIT_HOST or unix:///run/buildkit/buildkitd.sock)",
+    ),
     Flag::new("log-format", Kind::Text, "format of the log: text or json (default: text)"),
     Flag::new("tlsservername", Kind::Text, "name that the daemon's certificate must have"),
     Flag::new("tlscacert", Kind::Text, "file of the CA that the daemon's certificate is signed by"),
     Flag::new("tlscert", Kind::Text, "file of our certificate"),
     Flag::new("tlskey", Kind::Text, "file of our key"),
-    Flag::new("tlsdir", Kind::Text, "directory of all three: ca.pem, cert.pem, key.pem, or ca.crt, tls.crt, tls.key"),
+    Flag::new(
+        "tlsdir",
+        Kind::Text,
+        "directory of all three: ca.pem, cert.pem, key.pem, or ca.crt, tls.crt, tls.key",
+    ),
     Flag::new("timeout", Kind::Int, "seconds that connecting may take, 0 for any time (default: 5)"),
     Flag::new("wait", Kind::Bool, "wait until the daemon answers"),
     Flag::new("version", Kind::Bool, "print the version").short("v"),
@@ -77,8 +85,11 @@ pub(crate) const GLOBAL: &[Flag] = &[
 const FILTER: Flag = Flag::new("filter", Kind::List, "only records that match").short("f");
 const VERBOSE: Flag = Flag::new("verbose", Kind::Bool, "print everything that is known").short("v");
 const FORMAT: Flag = Flag::new("format", Kind::Text, "print in another form: json or '{{json .}}'");
-const PROGRESS: Flag =
-    Flag::new("progress", Kind::Text, "how progress is shown: auto, plain, tty, quiet or rawjson (default: auto)");
+const PROGRESS: Flag = Flag::new(
+    "progress",
+    Kind::Text,
+    "how progress is shown: auto, plain, tty, quiet or rawjson (default: auto)",
+);
 
 pub(crate) const COMMANDS: &[Command] = &[
     Command::new("du", "disk usage", Action::DiskUsage, &[FILTER, VERBOSE, FORMAT]),
@@ -100,8 +111,13 @@ pub(crate) const COMMANDS: &[Command] = &[
     Command::new("prune-histories", "remove records of builds", Action::PruneHistories, &[FORMAT]),
     Command::new("build", "build", Action::Build, BUILD).short("b"),
     Command::new("debug", "debug utilities", Action::Debug, &[]),
-    Command::new("dial-stdio", "join standard input and output with the daemon's socket", Action::DialStdio, &[])
-        .hidden(),
+    Command::new(
+        "dial-stdio",
+        "join standard input and output with the daemon's socket",
+        Action::DialStdio,
+        &[],
+    )
+    .hidden(),
 ];
 
 pub(crate) const DEBUG_COMMANDS: &[Command] = &[
@@ -112,11 +128,12 @@ pub(crate) const DEBUG_COMMANDS: &[Command] = &[
         &[Flag::new("dot", Kind::Bool, "as a graph in DOT")],
     )
     .arguments(" [file]"),
-    Command::new("dump-metadata", "print the metadata of a stopped daemon", Action::NotYet, &[Flag::new(
-        "root",
-        Kind::Text,
-        "the daemon's state",
-    )]),
+    Command::new(
+        "dump-metadata",
+        "print the metadata of a stopped daemon",
+        Action::NotYet,
+        &[Flag::new("root", Kind::Text, "the daemon's state")],
+    ),
     Command::new("workers", "list workers", Action::Workers, &[FILTER, VERBOSE, FORMAT]),
     Command::new("info", "print the daemon's version", Action::Info, &[FORMAT]),
     Command::new(
@@ -151,8 +168,12 @@ pub(crate) const DEBUG_COMMANDS: &[Command] = &[
 ];
 
 const BUILD: &[Flag] = &[
-    Flag::new("output", Kind::List, "where the result goes, e.g. type=image,name=docker.io/me/image,push=true")
-        .short("o"),
+    Flag::new(
+        "output",
+        Kind::List,
+        "where the result goes, e.g. type=image,name=docker.io/me/image,push=true",
+    )
+    .short("o"),
     PROGRESS,
     Flag::new("trace", Kind::Text, "file that progress is appended to, as JSON lines"),
     Flag::new("local", Kind::List, "directory that the build may read: name=dir"),
@@ -222,9 +243,10 @@ pub(crate) fn parse(arguments: Vec<String>) -> Parse {
     }
     match find(DEBUG_COMMANDS, &mut words) {
         Some((command, rest)) => subcommand(global, &format!("debug {}", command.name), command, rest),
-        None if words[0].starts_with('-') => {
-            misuse(help::debug(), &format!("flag provided but not defined: -{}", words[0].trim_start_matches('-')))
-        }
+        None if words[0].starts_with('-') => misuse(
+            help::debug(),
+            &format!("flag provided but not defined: -{}", words[0].trim_start_matches('-')),
+        ),
         None => unknown(&words[0]),
     }
 }
@@ -247,7 +269,8 @@ fn subcommand(global: Parsed, path: &str, command: Command, rest: Vec<String>) -
 
 /// Whether help is asked for: at the beginning, or anywhere before a `--`.
 fn asks_for_help(arguments: &[String], at_the_beginning: bool) -> bool {
-    let mut options = arguments.iter().take_while(|a| *a != "--" && (!at_the_beginning || a.starts_with('-')));
+    let mut options =
+        arguments.iter().take_while(|a| *a != "--" && (!at_the_beginning || a.starts_with('-')));
     options.any(|a| matches!(a.as_str(), "--help" | "-help" | "-h" | "--h"))
 }
 

@@ -84,7 +84,8 @@ async fn wait(address: &str, options: &ConnectOptions) -> Result<Client> {
         loop {
             match Client::connect(address, options.clone()).await {
                 Ok(client) => match client.info().await {
-                    Err(kiln_client::Error::Call { status }) if status.code() == tonic::Code::Unavailable => {}
+                    Err(kiln_client::Error::Call { status }) if status.code() == tonic::Code::Unavailable => {
+                    }
                     // An old daemon does not know the question, and that is an answer too.
                     _ => return Ok(client),
                 },
@@ -111,7 +112,11 @@ fn one_of(dir: &Path, first: &str, second: &str) -> Result<String> {
 
 /// Sends warnings of libraries, with `--debug` more, to standard error.
 pub(crate) fn start_logging(global: &Parsed) -> Result<()> {
-    let level = if global.is("debug") { tracing_subscriber::filter::LevelFilter::DEBUG } else { tracing_subscriber::filter::LevelFilter::WARN };
+    let level = if global.is("debug") {
+        tracing_subscriber::filter::LevelFilter::DEBUG
+    } else {
+        tracing_subscriber::filter::LevelFilter::WARN
+    };
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level);
     let outcome = match global.text("log-format").unwrap_or("text") {
         "text" => builder.with_ansi(false).try_init(),

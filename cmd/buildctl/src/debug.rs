@@ -252,7 +252,11 @@ fn reference(parsed: &Parsed) -> Result<&str> {
 }
 
 /// Shows the progress of a build again, on standard output.
-pub(crate) async fn logs(connection: &Connection<'_>, parsed: &Parsed, stop: &CancellationToken) -> Result<()> {
+pub(crate) async fn logs(
+    connection: &Connection<'_>,
+    parsed: &Parsed,
+    stop: &CancellationToken,
+) -> Result<()> {
     let reference = reference(parsed)?;
     if parsed.is("trace") {
         return Err(Error::option("--trace is not supported yet"));
@@ -305,7 +309,7 @@ pub(crate) async fn histories(connection: &Connection<'_>, parsed: &Parsed) -> R
     for event in ended(&client).await? {
         let pinned = event.record.as_ref().is_some_and(|record| record.pinned);
         let mut cells = cells(&event);
-        cells.extend([if pinned { "*" } else { "" }.to_owned(), String::new()]);
+        cells.push(if pinned { "*" } else { "" }.to_owned());
         table.row(cells);
     }
     print(&table.render())

@@ -94,9 +94,7 @@ impl Parsed {
             let value = match (value, flag.kind) {
                 (Some(value), _) => value,
                 (None, Kind::Bool) => "true".to_owned(),
-                (None, _) => {
-                    rest.next().ok_or_else(|| format!("flag needs an argument: {argument}"))?
-                }
+                (None, _) => rest.next().ok_or_else(|| format!("flag needs an argument: {argument}"))?,
             };
             flag.check(&value)?;
             parsed.values.entry(flag.name).or_default().push(value);

@@ -49,7 +49,10 @@ pub(crate) async fn run(args: Box<BuildArgs>, stop: &CancellationToken) -> Resul
     let digest = response.get("containerimage.digest").map(String::as_str);
     let mut lines: Vec<String> = products.iter().filter_map(|product| product.line(digest)).collect();
     if products.is_empty() {
-        lines.push("built, and kept in the cache only: name it with -t NAME, or say where it goes with -o".to_owned());
+        lines.push(
+            "built, and kept in the cache only: name it with -t NAME, or say where it goes with -o"
+                .to_owned(),
+        );
     }
     for line in lines {
         // A closed standard error is nobody's concern; standard output may carry an archive.
@@ -101,8 +104,10 @@ fn solve_options(args: &BuildArgs) -> Result<SolveOptions> {
     }
     solve.secrets = options::secrets(&args.secret)?;
     solve.ssh = options::agents(&args.ssh)?;
-    solve.cache_imports = args.cache_from.iter().map(|text| options::cache_import(text)).collect::<Result<_>>()?;
-    solve.cache_exports = args.cache_to.iter().map(|text| options::cache_export(text)).collect::<Result<_>>()?;
+    solve.cache_imports =
+        args.cache_from.iter().map(|text| options::cache_import(text)).collect::<Result<_>>()?;
+    solve.cache_exports =
+        args.cache_to.iter().map(|text| options::cache_export(text)).collect::<Result<_>>()?;
     solve.entitlements = args.allow.iter().map(|text| options::entitlement(text)).collect::<Result<_>>()?;
     let docker = std::env::var_os(DOCKER_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let docker = docker.unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".docker"));
@@ -127,7 +132,8 @@ mod tests {
     #[test]
     fn options_of_the_frontend() {
         let dir = tempfile::tempdir().unwrap();
-        let refused = solve_options(&BuildArgs { dir: dir.path().to_owned(), ..BuildArgs::default() }).unwrap_err();
+        let refused =
+            solve_options(&BuildArgs { dir: dir.path().to_owned(), ..BuildArgs::default() }).unwrap_err();
         assert!(refused.to_string().starts_with("there is no Dockerfile at"));
         std::fs::write(dir.path().join("Dockerfile.x"), "FROM scratch").unwrap();
         let args = BuildArgs {

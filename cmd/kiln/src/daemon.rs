@@ -102,7 +102,9 @@ async fn lock(place: &Place) -> Result<File> {
 fn spawn(place: &Place) -> Result<(Child, u64)> {
     let program = find_program(std::env::current_exe().ok().as_deref(), std::env::var_os("PATH").as_deref())
         .ok_or_else(|| {
-            Error::option(format!("`{PROGRAM}` is neither beside `kiln` nor in PATH: install it, or use --addr"))
+            Error::option(format!(
+                "`{PROGRAM}` is neither beside `kiln` nor in PATH: install it, or use --addr"
+            ))
         })?;
     let path = place.log();
     let log = OpenOptions::new()
@@ -166,7 +168,11 @@ pub(crate) async fn stop() -> Result<()> {
     drop(stream);
     let Some(pid) = pid else { return Err(Error::option("cannot tell which process the daemon is")) };
     let failed = |error: rustix::io::Errno| {
-        Error::option(format!("cannot stop process {}: {}", pid.as_raw_nonzero(), kiln_cli::io_text(&error.into())))
+        Error::option(format!(
+            "cannot stop process {}: {}",
+            pid.as_raw_nonzero(),
+            kiln_cli::io_text(&error.into())
+        ))
     };
     kill_process(pid, Signal::TERM).map_err(failed)?;
     let deadline = Instant::now() + STOP_LIMIT;

@@ -86,7 +86,7 @@ async fn signals(stop: &CancellationToken) -> std::convert::Infallible {
 /// Writes to standard output.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|error| Error::option(format!("cannot write to standard output: {}", kiln_cli::io_text(&error))))
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
+        Error::option(format!("cannot write to standard output: {}", kiln_cli::io_text(&error)))
+    })
 }

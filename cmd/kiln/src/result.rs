@@ -119,7 +119,10 @@ impl Product {
             Destination::Dir(path) => format!("{named}-> files in {}", shown(path)),
             Destination::Layout(path) => format!("{named}-> OCI layout {} ({digest})", shown(path)),
             Destination::None if attrs.get("push").map(String::as_str) == Some("true") => {
-                format!("{named}-> pushed ({digest}); use it: docker pull {}", name.split(',').next().unwrap_or(name))
+                format!(
+                    "{named}-> pushed ({digest}); use it: docker pull {}",
+                    name.split(',').next().unwrap_or(name)
+                )
             }
             Destination::None => format!("{named}-> kept by the daemon ({digest})"),
             Destination::Stdout => return None,
@@ -193,10 +196,8 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
         product.open().unwrap();
         product.keep().unwrap();
-        let want = format!(
-            "x -> {0} (docker archive, sha256:aa, 0B); use it: docker load -i {0}",
-            path.display()
-        );
+        let want =
+            format!("x -> {0} (docker archive, sha256:aa, 0B); use it: docker load -i {0}", path.display());
         assert_eq!(product.line(Some("sha256:aa")).unwrap(), want);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -64,22 +64,54 @@ async fn recorded_mistakes() {
 #[tokio::test]
 async fn mistakes() {
     for (line, code, want) in [
-        ("du --nosuch", 1, "Incorrect Usage: flag provided but not defined: -nosuch\n\nerror: flag provided but not defined: -nosuch\n"),
-        ("build --output", 1, "Incorrect Usage: flag needs an argument: --output\n\nerror: flag needs an argument: --output\n"),
+        (
+            "du --nosuch",
+            1,
+            "Incorrect Usage: flag provided but not defined: -nosuch\n\nerror: flag provided but not defined: -nosuch\n",
+        ),
+        (
+            "build --output",
+            1,
+            "Incorrect Usage: flag needs an argument: --output\n\nerror: flag needs an argument: --output\n",
+        ),
         ("debug get", 1, "error: blob digest must be specified\n"),
         ("debug logs", 1, "error: build ref must be specified\n"),
         ("debug ctl x", 1, "error: must specify one of --pin, --unpin, --delete\n"),
         ("debug ctl x --pin --delete", 1, "error: cannot specify --delete with --pin or --unpin\n"),
         ("debug dump-llb /nofile", 1, "error: open /nofile: no such file or directory\n"),
         ("debug monitor", 1, "error: debug monitor is not supported yet\n"),
-        ("--tlsdir /nodir du", 1, "error: directory did not contain one of the needed files: ca.pem or ca.crt\n"),
-        ("--tlscacert /no/x du", 1, "error: could not read ca certificate: open /no/x: no such file or directory\n"),
-        ("--addr tcp://h:1 dial-stdio", 1, "error: invalid address tcp://h:1 (expected unix://, got tcp://)\n"),
-        ("--addr unix:///nodir dial-stdio", 1, "error: dial unix /nodir: connect: no such file or directory\n"),
+        (
+            "--tlsdir /nodir du",
+            1,
+            "error: directory did not contain one of the needed files: ca.pem or ca.crt\n",
+        ),
+        (
+            "--tlscacert /no/x du",
+            1,
+            "error: could not read ca certificate: open /no/x: no such file or directory\n",
+        ),
+        (
+            "--addr tcp://h:1 dial-stdio",
+            1,
+            "error: invalid address tcp://h:1 (expected unix://, got tcp://)\n",
+        ),
+        (
+            "--addr unix:///nodir dial-stdio",
+            1,
+            "error: dial unix /nodir: connect: no such file or directory\n",
+        ),
         ("--addr docker-container:// du", 1, "error: url lacks container name\n"),
-        ("build --frontend x --source-policy-file f", 1, "error: --source-policy-file is not supported yet\n"),
+        (
+            "build --frontend x --source-policy-file f",
+            1,
+            "error: --source-policy-file is not supported yet\n",
+        ),
         ("build --frontend x --opt requestid=y", 1, "error: --opt requestid is not supported yet\n"),
-        ("du --format {{.ID}}", 1, "error: --format `{{.ID}}` is not supported yet: use json or '{{json .}}'\n"),
+        (
+            "du --format {{.ID}}",
+            1,
+            "error: --format `{{.ID}}` is not supported yet: use json or '{{json .}}'\n",
+        ),
         ("b --frontend x --trace /nodir/x", 1, "error: open /nodir/x: no such file or directory\n"),
     ] {
         let got = answer(line.split(' ').map(str::to_owned).collect()).await;
