@@ -1,7 +1,8 @@
 //! Builds from request to response.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use kiln_content::CodecPool;
 use kiln_digest::Digest;
@@ -21,6 +22,11 @@ use crate::export;
 use crate::lending::JobInfo;
 use crate::worker::Worker;
 
+/// How long the progress of an ended build can be asked for.
+const FINISHED_KEPT: Duration = Duration::from_secs(10);
+/// Ended builds whose progress is kept; past that the oldest is forgotten early.
+const MAX_FINISHED: usize = 64;
+
 /// Runs builds on one worker.
 #[derive(Clone)]
 pub struct Engine {
@@ -33,6 +39,8 @@ struct Inner {
     frontends: Arc<BTreeMap<String, Arc<dyn Frontend>>>,
     tools: Tools,
     builds: Mutex<HashMap<String, Weak<BuildState>>>,
+    /// Progress of builds that ended a moment ago, oldest first.
+    finished: Mutex<VecDeque<Finished>>,
     /// Told whenever a build starts.
     started: Notify,
 }
@@ -118,6 +126,7 @@ impl Engine {
             solver,
             frontends: Arc::new(frontends),
             builds: Mutex::default(),
+            finished: Mutex::default(),
             started: Notify::new(),
         };
         Self { inner: Arc::new(inner) }
@@ -178,7 +187,7 @@ impl Engine {
             let started = self.inner.started.notified();
             tokio::pin!(started);
             started.as_mut().enable();
-            if let Some(stream) = self.inner.solver.progress(id) {
+            if let Some(stream) = self.inner.solver.progress(id).or_else(|| self.finished(id)) {
                 return stream;
             }
             started.await;
@@ -196,6 +205,27 @@ impl Engine {
             }
             started.await;
         }
+    }
+
+    /// Forgets the progress of builds that ended some time ago. For the daemon's housekeeping: idle, it holds nothing.
+    pub fn expire(&self) {
+        let mut finished = self.inner.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        finished.retain(|f| f.ended.elapsed() < FINISHED_KEPT);
+    }
+
+    fn finished(&self, id: &str) -> Option<ProgressStream> {
+        let finished = self.inner.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        finished.iter().rev().find(|f| f.id == id).map(|f| f.progress.clone())
+    }
+
+    fn retain_progress(&self, state: &BuildState) {
+        self.expire();
+        let mut finished = self.inner.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        if finished.len() == MAX_FINISHED {
+            finished.pop_front();
+        }
+        let ended = Instant::now();
+        finished.push_back(Finished { id: state.id.clone(), progress: state.job.progress(), ended });
     }
 
     /// Stops all work and waits for it.
@@ -248,6 +278,14 @@ impl Engine {
     }
 }
 
+/// The progress of a build that has ended. A client asks for it beside the build itself, and a build that is all cached
+/// may be over before the question arrives.
+struct Finished {
+    id: String,
+    progress: ProgressStream,
+    ended: Instant,
+}
+
 /// A build while it can be found by its id.
 struct Registered {
     engine: Engine,
@@ -256,6 +294,7 @@ struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        self.engine.retain_progress(&self.state);
         self.engine.builds().remove(&self.state.id);
         let kept = std::mem::take(&mut *self.state.kept.lock().unwrap_or_else(PoisonError::into_inner));
         drop(kept);

@@ -51,9 +51,7 @@ pub(crate) async fn serve(settings: Settings) -> Result<()> {
         tracing::info!("running server on {}", listener.name());
         servers.spawn(serve_one(listener, parts.control.clone(), settings.tls.clone(), stop.clone()));
     }
-    if settings.gc {
-        tasks.spawn(collect(parts.cache.clone(), parts.policies.clone(), stop.clone()));
-    }
+    tasks.spawn(keep_house(parts.engine.clone(), parts.policies.clone(), stop.clone()));
     notify("READY=1");
 
     let mut outcome = Ok(());
@@ -274,13 +272,18 @@ fn configured(policy: &config::GcPolicy, size: u64) -> GcPolicy {
     })
 }
 
-async fn collect(cache: CacheManager, policies: Vec<GcPolicy>, stop: CancellationToken) {
+/// Collects garbage, if there are policies, and forgets what is kept for a while only.
+async fn keep_house(engine: Engine, policies: Vec<GcPolicy>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(GC_INTERVAL) => {}
             () = stop.cancelled() => return,
         }
-        if let Err(error) = cache.gc(&policies).await {
+        engine.expire();
+        if policies.is_empty() {
+            continue;
+        }
+        if let Err(error) = engine.worker().cache.gc(&policies).await {
             tracing::warn!(%error, "garbage collection failed");
         }
     }

@@ -111,8 +111,8 @@ impl State {
     }
 }
 
-/// A job's events from the start on, then as they come.
-#[derive(Debug)]
+/// A job's events from the start on, then as they come. A clone goes on from the same place.
+#[derive(Clone, Debug)]
 pub struct ProgressStream {
     log: Arc<JobLog>,
     cursor: u64,
