@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command-line program")]
 
+mod bench;
 mod integration;
 mod layers;
 mod packages;
@@ -23,6 +24,8 @@ enum Task {
         /// Only tests whose name contains one of these.
         filters: Vec<String>,
     },
+    /// Measure named scenarios, alone or in turn with a peer of the same API.
+    Bench(bench::Options),
     /// Check the crates' dependencies against the written table.
     Layers,
 }
@@ -32,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         Task::Quickstart => quickstart::run(),
         Task::Test => test::run(),
         Task::Integration { filters } => integration::run(&filters),
+        Task::Bench(options) => bench::run(&options),
         Task::Layers => layers::check(),
     }
 }
