@@ -153,6 +153,9 @@ impl Screen {
 
     fn flush(&mut self) {
         let pending = std::mem::take(&mut self.pending);
+        if pending == SolveStatus::default() {
+            return;
+        }
         let _written = self.display.update(&pending, Timestamp::now());
     }
 

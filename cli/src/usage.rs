@@ -149,13 +149,37 @@ mod tests {
         for record in &records {
             verbose_rows(&mut table, record);
         }
-        expect![[r"
-            ID⇥⇥⇥⇥⇥⇥⇥⇥⇥RECLAIMABLE⇥SIZE⇥LAST ACCESSED
+        let header = format!("ID{}RECLAIMABLE\tSIZE\tLAST ACCESSED\n", "\t".repeat(9));
+        let got = table.render();
+        let got = got.strip_prefix(&header).unwrap().replace('\t', "⇥");
+        expect![[r#"
             j9m8xrc8sjaawets74o4h3bj5*                                             ⇥true       ⇥4.10kB⇥
             py62is5ooithwhpxfod7yhtjf                                              ⇥false      ⇥1.00MB*⇥
-            Shared:⇥⇥1.00MB
-        "]]
-        .assert_eq("");
-        let _ = table;
+            Shared:⇥⇥⇥⇥⇥⇥⇥⇥⇥1.00MB
+            Private:⇥⇥⇥⇥⇥⇥⇥⇥4.10kB
+            Reclaimable:⇥⇥⇥⇥⇥⇥⇥⇥4.10kB
+            Total:⇥⇥⇥⇥⇥⇥⇥⇥⇥1.00MB
+            ID:⇥⇥⇥⇥⇥⇥⇥⇥⇥j9m8xrc8sjaawets74o4h3bj5
+            Created at:⇥⇥⇥⇥⇥⇥⇥⇥1970-01-01 00:00:00 +0000 UTC
+            Mutable:⇥⇥⇥⇥⇥⇥⇥⇥true
+            Reclaimable:⇥⇥⇥⇥⇥⇥⇥⇥true
+            Shared:⇥⇥⇥⇥⇥⇥⇥⇥⇥false
+            Size:⇥⇥⇥⇥⇥⇥⇥⇥⇥4.10kB
+            Description:⇥⇥⇥⇥⇥⇥⇥⇥local source for context
+            Usage count:⇥⇥⇥⇥⇥⇥⇥⇥1
+            Type:⇥⇥⇥⇥⇥⇥⇥⇥⇥source.local
+
+            ID:⇥⇥py62is5ooithwhpxfod7yhtjf
+            Parents:⇥a;b
+            Created at:⇥1970-01-01 00:00:00 +0000 UTC
+            Mutable:⇥false
+            Reclaimable:⇥false
+            Shared:⇥⇥true
+            Size:⇥⇥1.00MB
+            Usage count:⇥0
+            Last used:⇥1970-01-01 00:00:00 +0000 UTC
+
+        "#]]
+        .assert_eq(&got);
     }
 }

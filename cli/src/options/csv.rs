@@ -39,7 +39,7 @@ fn quoted_field(text: &str, column: usize) -> Result<(String, &str)> {
     let mut rest = text;
     loop {
         let stray =
-            || misplaced(column + text.len() - rest.len(), "extraneous or missing \" in quoted-field");
+            || misplaced(column + 1 + text.len() - rest.len(), "extraneous or missing \" in quoted-field");
         let (before, tail) = rest.split_once('"').ok_or_else(stray)?;
         field.push_str(before);
         match tail.strip_prefix('"') {
@@ -50,7 +50,7 @@ fn quoted_field(text: &str, column: usize) -> Result<(String, &str)> {
             None if tail.is_empty() || tail.starts_with(',') => return Ok((field, tail)),
             None => {
                 let column = column + text.len() - tail.len();
-                return Err(misplaced(column - 1, "extraneous or missing \" in quoted-field"));
+                return Err(misplaced(column, "extraneous or missing \" in quoted-field"));
             }
         }
     }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::commands::{Invocation, Parse};
 
 /// The line of `--version`, without the program's name.
-const VERSION: &str = concat!("github.com/moby/buildkit v", env!("CARGO_PKG_VERSION"), "+kiln ");
+const VERSION: &str = concat!("github.com/moby/buildkit v0.32.2+kiln.", env!("CARGO_PKG_VERSION"), " kiln");
 
 fn main() -> ExitCode {
     let invocation = match commands::parse(std::env::args().skip(1).collect()) {

@@ -1,4 +1,5 @@
 //! Recorded answers of the program to what it reads from standard input.
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
 use std::io::Write as _;
 use std::path::Path;
