@@ -181,7 +181,7 @@ impl Copier<'_> {
             src.stat(source, false)?.ok_or_else(|| FileError::SourceNotFound { path: source.to_owned() })?;
         if self.action.attempt_unpack
             && metadata.is_file()
-            && unpack(src, source, self.dest, dest_path, self.action.owner)?
+            && unpack(src, source, self.dest, dest_path, self.action.owner, self.action.timestamp)?
         {
             return Ok(());
         }

@@ -1,6 +1,10 @@
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink as link};
 
+use kiln_content::tar::{EntryType, Header, Writer};
+use kiln_content::{CodecOptions, Compression, compress};
 use kiln_rootdir::Root;
 
 use super::*;
@@ -204,4 +208,159 @@ fn small_actions() {
         rm(&root, &RmAction { path: "/..".into(), allow_not_found: true, allow_wildcard: false }),
         Err(FileError::EmptyPath)
     ));
+}
+
+/// Kind, name, link target or content, and what else is unusual.
+type TarEntry<'a> = (EntryType, &'a str, &'a str);
+
+fn tar(entries: &[TarEntry<'_>]) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new());
+    for (kind, name, text) in entries {
+        let has_data = *kind == EntryType::FILE;
+        let header = Header {
+            name: name.as_bytes().to_vec(),
+            kind: *kind,
+            link_name: if has_data { Vec::new() } else { text.as_bytes().to_vec() },
+            size: if has_data { text.len() as i64 } else { 0 },
+            mode: 0o640,
+            uid: 5,
+            gid: 6,
+            mtime: Some(kiln_content::tar::Time::from_seconds(1000)),
+            dev_major: if *kind == EntryType::CHAR { 1 } else { 0 },
+            dev_minor: if *kind == EntryType::CHAR { 3 } else { 0 },
+            pax: BTreeMap::from([(b"SCHILY.xattr.user.k".to_vec(), b"v".to_vec())]),
+            ..Header::default()
+        };
+        writer.header(&header).unwrap();
+        if has_data {
+            writer.write_all(text.as_bytes()).unwrap();
+        }
+    }
+    writer.finish().unwrap()
+}
+
+#[track_caller]
+fn check_unpack(archive: &[u8], want: &str) {
+    let trees = Trees::new();
+    fs::write(trees.src.path().join("archive"), archive).unwrap();
+    fs::create_dir_all(trees.dest.path().join("t/old")).unwrap();
+    fs::write(trees.dest.path().join("outside"), "o").unwrap();
+    let got = trees.copy(CopyAction { attempt_unpack: true, ..action("/archive", "/t/") });
+    assert_eq!(got.replace("outside=o ", ""), want);
+    assert_eq!(fs::read_to_string(trees.dest.path().join("outside")).unwrap(), "o");
+}
+
+use EntryType as T;
+
+#[test]
+fn archives_are_extracted() {
+    let plain = tar(&[(T::FILE, "f", "x"), (T::DIR, "d/", "")]);
+    let want = "t/ t/d/ t/f=x t/old/";
+    check_unpack(&plain, want);
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        check_unpack(&compress(compression, &plain, &CodecOptions::new()).unwrap(), want);
+    }
+    let mut packed = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    packed.write_all(&plain).unwrap();
+    check_unpack(&packed.finish().unwrap(), want);
+    let packed = include_bytes!("testdata/in.tar.xz");
+    check_unpack(packed, "t/ t/e/ t/in-xz=hello t/old/");
+}
+
+#[test]
+fn other_files_are_copied() {
+    for content in ["", "no tar", "\u{1f}\u{8b}\u{8}", "BZh9 not really", "\u{28}\u{b5}\u{2f}\u{fd}"] {
+        check_unpack(content.as_bytes(), &format!("t/ t/archive={content} t/old/"));
+    }
+    let zeros = [0; 2048];
+    check_unpack(&zeros, &format!("t/ t/archive={} t/old/", str::from_utf8(&zeros).unwrap()));
+    let mut broken = tar(&[(T::FILE, "f", "x")]);
+    broken[0] = b'g';
+    check_unpack(&broken, &format!("t/ t/archive={} t/old/", str::from_utf8(&broken).unwrap()));
+}
+
+#[test]
+fn names_and_links_of_archives_start_at_the_destination() {
+    for (entries, want) in [
+        (&[(T::FILE, "../../up", "u")][..], "t/ t/old/ t/up=u"),
+        (&[(T::FILE, "/abs/x", "x")], "t/ t/abs/ t/abs/x=x t/old/"),
+        (&[(T::DIR, "./", ""), (T::DIR, "../", "")], "t/ t/old/"),
+        (&[(T::FILE, ".wh.old", ""), (T::FILE, ".wh..wh..opq", "")], "t/ t/.wh..wh..opq= t/.wh.old= t/old/"),
+        (&[(T::SYMLINK, "l", "/old"), (T::FILE, "l/f", "x")], "t/ t/l -> /old t/old/ t/old/f=x"),
+        (&[(T::SYMLINK, "l", "../../old"), (T::FILE, "l/f", "x")], "t/ t/l -> ../../old t/old/ t/old/f=x"),
+        (&[(T::SYMLINK, "l", "/outside"), (T::FILE, "l", "x")], "t/ t/l=x t/old/"),
+        (&[(T::FILE, "old", "x")], "t/ t/old=x"),
+        (&[(T::FILE, "f", "x"), (T::HARD_LINK, "g", "../f")], "t/ t/f=x t/g=x t/old/"),
+        (&[(T::FILE, "f", "x"), (T::FILE, "f", "y"), (T::DIR, "old/", "")], "t/ t/f=y t/old/"),
+    ] {
+        check_unpack(&tar(entries), want);
+    }
+}
+
+#[test]
+fn hostile_archives_fail() {
+    let limits = unpack::Limits { bytes: 65536, entries: 3, name: 20, dir_names: 150 };
+    let long = "n".repeat(30);
+    let mut short = tar(&[(T::FILE, "f", &"x".repeat(3000))]);
+    short.truncate(2000);
+    let mut absurd = Vec::new();
+    let huge = Header { name: b"f".to_vec(), kind: T::FILE, size: 1 << 50, ..Header::default() };
+    Writer::new(&mut absurd).header(&huge).unwrap();
+    for (archive, want) in [
+        (
+            tar(&[(T::SYMLINK, "l", "../../outside"), (T::HARD_LINK, "h", "/outside")]),
+            "entry `h`: cannot make hard link",
+        ),
+        (tar(&[(T::SYMLINK, "l", "/outside"), (T::FILE, "l/f", "")]), "entry `l/f`: cannot"),
+        (tar(&[(T::FILE, "f", ""), (T::FILE, "f/g", "")]), "entry `f/g`: cannot"),
+        (tar(&[(T::FILE, &long, "")]), "name too long"),
+        (tar(&[(T::SYMLINK, "l", &long)]), "name too long"),
+        (
+            tar(&[(T::FIFO, "a", ""), (T::FIFO, "b", ""), (T::FIFO, "c", ""), (T::FIFO, "d", "")]),
+            "more than 3 entries",
+        ),
+        (tar(&[(T::DIR, "a/", ""), (T::DIR, "b/", ""), (T::DIR, "c/", "")]), "too many directories"),
+        (tar(&[(EntryType(b'7'), "f", "")]), "unhandled tar header type 55"),
+        (short, "unexpected end of file"),
+        (absurd, "more than 65536 bytes of files"),
+    ] {
+        let trees = Trees::new();
+        fs::write(trees.src.path().join("archive"), archive).unwrap();
+        let (src, dest) = (Root::open(trees.src.path()).unwrap(), Root::open(trees.dest.path()).unwrap());
+        let error = unpack::unpack_within(limits, &src, "/archive", &dest, "/t", None, -1).unwrap_err();
+        assert!(matches!(error, FileError::Archive { .. }), "{error}");
+        assert!(error.to_string().contains(want), "{error}, want {want}");
+    }
+}
+
+#[test]
+fn metadata_of_archives() {
+    let trees = Trees::new();
+    let kinds = [
+        (T::DIR, "d/", ""),
+        (T::FILE, "d/f", "x"),
+        (T::HARD_LINK, "h", "d/f"),
+        (T::SYMLINK, "l", "nowhere"),
+        (T::CHAR, "c", ""),
+        (T::FIFO, "p", ""),
+    ];
+    fs::write(trees.src.path().join("archive"), tar(&kinds)).unwrap();
+    for (dest, owner, uid_gid) in
+        [("/kept", None, (5, 6)), ("/given", Some(Owner { uid: 7, gid: 8 }), (7, 8))]
+    {
+        let (src, to) = (Root::open(trees.src.path()).unwrap(), Root::open(trees.dest.path()).unwrap());
+        let unpack = CopyAction { attempt_unpack: true, owner, ..action("/archive", dest) };
+        copy(&src, &to, &unpack).unwrap();
+        let dir = trees.dest.path().join(dest.trim_start_matches('/'));
+        for (_, name, _) in kinds {
+            let made = dir.join(name).symlink_metadata().unwrap();
+            assert_eq!((made.uid(), made.gid(), made.mtime()), (uid_gid.0, uid_gid.1, 1000), "{name}");
+            assert!(made.is_symlink() || made.mode() & 0o7777 == 0o640, "{name}");
+        }
+        let stat = |name: &str| dir.join(name).symlink_metadata().unwrap();
+        assert_eq!(stat("h").ino(), stat("d/f").ino());
+        assert_eq!(stat("c").rdev(), rustix::fs::makedev(1, 3));
+        assert_eq!(dir.metadata().unwrap().mode() & 0o7777, 0o755);
+        assert_eq!(dir.metadata().unwrap().uid(), owner.map_or(0, |o| o.uid));
+    }
 }

@@ -1,5 +1,6 @@
 //! What each op of a graph does on a worker.
 
+mod combine;
 pub(crate) mod common;
 mod exec;
 mod file;
@@ -16,7 +17,11 @@ use kiln_source::image::Resolutions;
 use crate::error::{Error, Result};
 use crate::keys::{self, OpKey};
 use crate::load::{self, LoadedGraph, LoadedVertex};
+use crate::ops::combine::{Combination, CombineOp};
 use crate::worker::Worker;
+
+/// Says in an index that there is no input.
+const NO_INPUT: i64 = -1;
 
 /// Puts ops of the worker behind the vertices of a loaded definition.
 pub(crate) fn graph(
@@ -87,6 +92,14 @@ fn op(
     let unsupported = |what: &str| {
         Error::request(format!("{what} operations are not supported yet (step `{}`)", vertex.name))
     };
+    let combine = |combination| -> Result<Arc<dyn Op>> {
+        Ok(Arc::new(CombineOp {
+            worker: worker.clone(),
+            combination,
+            key: key()?,
+            name: vertex.name.clone(),
+        }))
+    };
     Ok(match &vertex.op.op {
         Some(Kind::Source(op)) => {
             let kind = source::SourceKind::parse(op, vertex.op.platform.as_ref())
@@ -106,10 +119,13 @@ fn op(
             key: key()?,
             name: vertex.name.clone(),
         }),
-        Some(Kind::Merge(_)) => return Err(unsupported("merge")),
-        Some(Kind::Diff(_)) => return Err(unsupported("diff")),
+        Some(Kind::Merge(_)) => combine(Combination::Merge)?,
+        Some(Kind::Diff(op)) => combine(Combination::Diff {
+            lower: op.lower.is_some_and(|l| l.input != NO_INPUT),
+            upper: op.upper.is_some_and(|u| u.input != NO_INPUT),
+        })?,
+        Some(Kind::Passthrough(op)) => combine(Combination::Passthrough { outputs: op.outputs.clone() })?,
         Some(Kind::Build(_)) => return Err(unsupported("nested build")),
-        Some(Kind::Passthrough(_)) => return Err(unsupported("passthrough")),
         None => return Err(unsupported("unknown")),
     })
 }
