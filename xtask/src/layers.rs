@@ -119,7 +119,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-worker-runc",
         ],
     ),
-    ("kiln-cli", &["kiln-client", "kiln-digest", "kiln-llb", "kiln-progress"]),
+    ("kiln-cli", &["kiln-client", "kiln-llb", "kiln-progress"]),
     ("buildctl", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-llb", "kiln-progress"]),
     ("kiln", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-progress"]),
     ("kiln-tests", &[]),
