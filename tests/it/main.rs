@@ -2,11 +2,11 @@
 
 mod cache;
 // mod daemon;
-// mod errors;
+mod errors;
 mod exporters;
 // mod hostile;
 mod images;
 // mod kiln;
 // mod registries;
-// mod runs;
+mod runs;
 mod support;
