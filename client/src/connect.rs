@@ -17,6 +17,8 @@ use crate::tls::{Tls, TlsFiles};
 /// Bytes that may be on their way per stream and in all. A session with all its transfers is one stream.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Bytes of headers or trailers. Details of an error are trailers, and one of them is the whole Dockerfile.
+const MAX_HEADERS: u32 = 16 << 20;
 
 /// How a daemon is connected to.
 #[derive(Clone, Debug)]
@@ -57,7 +59,8 @@ pub(crate) async fn connect(text: &str, options: &ConnectOptions) -> Result<Chan
     });
     let endpoint = Endpoint::from_static("http://localhost")
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(MAX_HEADERS);
     let connecting = endpoint.connect_with_connector(connector);
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Connect {
         address: text.to_owned(),

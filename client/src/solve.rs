@@ -18,6 +18,8 @@ use crate::solve_error::SolveError;
 
 /// How long progress may be silent after the build has ended.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How long the answer to a build may take once its session has failed.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// A finished build.
 #[derive(Clone, Debug, Default)]
@@ -52,10 +54,13 @@ impl Client {
             answer = &mut building => answer?,
             served = &mut serving => {
                 // A daemon that ends the session has its reasons, and tells them with the build.
-                if let Err(error) = served {
-                    return Err(Error::Session(error));
+                match served {
+                    Ok(()) => building.await?,
+                    Err(error) => match tokio::time::timeout(LAST_WORD, &mut building).await {
+                        Ok(answer) => answer?,
+                        Err(_) => return Err(Error::Session(error)),
+                    },
                 }
-                building.await?
             }
         };
         ending.cancel();

@@ -297,7 +297,9 @@ fn build_request(request: SolveRequest) -> Result<BuildRequest, Status> {
             attrs: request.exporter_attrs_deprecated,
         });
     }
-    if let Some(epoch) = request.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH") {
+    // The frontend refuses what is no number, or gives it another meaning.
+    let epoch = request.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH");
+    if let Some(epoch) = epoch.filter(|epoch| epoch.is_empty() || epoch.parse::<i64>().is_ok()) {
         for exporter in &mut exporters {
             exporter.attrs.entry("source-date-epoch".to_owned()).or_insert_with(|| epoch.clone());
         }

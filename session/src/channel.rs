@@ -20,6 +20,8 @@ use crate::pipe::Pipe;
 /// Bytes that may be on their way per stream and in all, before the receiver has to make room.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Bytes of headers or trailers, details of errors among them.
+const MAX_HEADERS: u32 = 1 << 20;
 /// How long the other side may take to start speaking HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -38,6 +40,7 @@ impl Channel {
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEADERS)
             .handshake(TokioIo::new(pipe));
         let failed = |reason: String| Error::InvalidSession { reason };
         let (sender, connection) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)

@@ -120,7 +120,7 @@ const CASES: &[Case<'_>] = &[
         name: "a registry that is not there",
         dockerfile: "FROM 127.0.0.1:1/nothing:latest\nRUN true\n",
         args: &[],
-        want: &["127.0.0.1:1/nothing:latest", "connection refused", ">>> FROM 127.0.0.1:1/nothing:latest"],
+        want: &["127.0.0.1:1/nothing:latest", "onnection refused", ">>> FROM 127.0.0.1:1/nothing:latest"],
     },
     Case {
         name: "an unknown flag of the client",

@@ -1,12 +1,12 @@
 //! Integration tests through the real binaries, against a real registry, judged by skopeo and umoci.
 
 mod cache;
-// mod daemon;
+mod daemon;
 mod errors;
 mod exporters;
-// mod hostile;
+mod hostile;
 mod images;
-// mod kiln;
-// mod registries;
+mod kiln;
+mod registries;
 mod runs;
 mod support;

@@ -52,7 +52,14 @@ impl Tree for DirTree {
     }
 
     fn open(&self, path: &str) -> Result<Content> {
-        let file = self.root.open_file(path, &OpenOptions::read().follow_last(false))?;
+        let file = match self.root.open_file(path, &OpenOptions::read().follow_last(false)) {
+            Ok(file) => file,
+            // Sockets are listed as files; they have no content.
+            Err(kiln_rootdir::Error::NotRegular { .. }) => {
+                return Ok(Content { reader: Box::new(std::io::empty()), size: 0 });
+            }
+            Err(error) => return Err(error.into()),
+        };
         let size = file.metadata().map_or(0, |metadata| metadata.len());
         Ok(Content { reader: Box::new(file), size })
     }
