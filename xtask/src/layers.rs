@@ -22,15 +22,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("kiln-registry", &["kiln-content", "kiln-digest"]),
     (
         "kiln-cache",
-        &[
-            "kiln-content",
-            "kiln-digest",
-            "kiln-llb",
-            "kiln-patterns",
-            "kiln-rootdir",
-            "kiln-snapshot",
-            "kiln-solver",
-        ],
+        &["kiln-content", "kiln-digest", "kiln-patterns", "kiln-rootdir", "kiln-snapshot", "kiln-solver"],
     ),
     (
         "kiln-source",
@@ -38,8 +30,6 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-cache",
             "kiln-content",
             "kiln-digest",
-            "kiln-llb",
-            "kiln-patterns",
             "kiln-registry",
             "kiln-rootdir",
             "kiln-session",
@@ -53,7 +43,6 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-cache",
             "kiln-content",
             "kiln-digest",
-            "kiln-llb",
             "kiln-registry",
             "kiln-rootdir",
             "kiln-session",
@@ -61,7 +50,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-solver",
         ],
     ),
-    ("kiln-frontend", &["kiln-digest", "kiln-llb"]),
+    ("kiln-frontend", &["kiln-llb"]),
     ("kiln-frontend-dockerfile", &["kiln-digest", "kiln-frontend", "kiln-llb", "kiln-patterns"]),
     (
         "kiln-engine",
@@ -88,20 +77,14 @@ const TABLE: &[(&str, &[&str])] = &[
         &[
             "kiln-api",
             "kiln-cache",
-            "kiln-content",
-            "kiln-digest",
             "kiln-engine",
-            "kiln-executor",
             "kiln-frontend",
             "kiln-llb",
             "kiln-session",
             "kiln-solver",
         ],
     ),
-    (
-        "kiln-client",
-        &["kiln-progress", "kiln-api", "kiln-content", "kiln-digest", "kiln-llb", "kiln-session"],
-    ),
+    ("kiln-client", &["kiln-api", "kiln-session"]),
     (
         "buildkitd",
         &[
@@ -116,6 +99,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-registry",
             "kiln-session",
             "kiln-snapshot",
+            "kiln-solver",
             "kiln-worker-runc",
         ],
     ),
