@@ -29,3 +29,7 @@ pub use kiln_llb::pb;
 
 /// Encoded `FileDescriptorSet` of every message and service here, imports included.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -105,9 +105,9 @@ fn message(error: &Error) -> String {
 
 fn details(error: &Error) -> Vec<Detail> {
     match error {
-        Error::Solve { vertex, sources, source } => {
+        Error::Solve { sources, source } => {
             let mut details: Vec<Detail> = sources.iter().map(place).collect();
-            details.extend(vertex.map(|v| Detail::Vertex { digest: v.to_string() }));
+            details.extend(source.vertex().map(|v| Detail::Vertex { digest: v.to_string() }));
             details.extend(exit(source));
             details
         }

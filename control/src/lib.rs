@@ -11,3 +11,7 @@ mod status;
 
 pub use crate::gateway::Gateway;
 pub use crate::service::{Control, ControlOptions, Version};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -12,3 +12,7 @@ mod key;
 pub use crate::digest::{Digest, ParseError};
 pub use crate::hasher::{Hasher, HashingReader, HashingWriter};
 pub use crate::key::KeyDigest;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

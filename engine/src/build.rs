@@ -69,12 +69,8 @@ impl BuildState {
             () = self.cancel.cancelled() => return Err(Error::Cancelled),
         };
         let mut results = solved.map_err(|source| {
-            let vertex = source.vertex();
-            Error::Solve {
-                vertex,
-                sources: vertex.map(|v| convert::sources(definition, &loaded, v)).unwrap_or_default(),
-                source,
-            }
+            let sources = source.vertex().map(|v| convert::sources(definition, &loaded, v));
+            Error::Solve { sources: sources.unwrap_or_default(), source }
         })?;
         results.pop().ok_or_else(|| Error::request("the solver returned no result"))
     }

@@ -352,15 +352,13 @@ fn check(request: &BuildRequest, worker: &Worker) -> Result<()> {
             )));
         }
     }
-    for cache in &request.cache_exports {
-        match cache.kind.as_str() {
-            "registry" | "local" | "inline" | "gha" | "s3" | "azblob" => {
-                return Err(Error::request(format!("cache exporter `{}` is not supported yet", cache.kind)));
-            }
-            other => return Err(Error::request(format!("unknown cache exporter: {other:?}"))),
+    match request.cache_exports.first().map(|cache| cache.kind.as_str()) {
+        None => Ok(()),
+        Some(kind @ ("registry" | "local" | "inline" | "gha" | "s3" | "azblob")) => {
+            Err(Error::request(format!("cache exporter `{kind}` is not supported yet")))
         }
+        Some(other) => Err(Error::request(format!("unknown cache exporter: {other:?}"))),
     }
-    Ok(())
 }
 
 #[cfg(test)]

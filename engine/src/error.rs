@@ -1,7 +1,5 @@
 //! Errors of ops and builds.
 
-use kiln_solver::VertexDigest;
-
 /// Any error, kept as a cause.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -82,8 +80,6 @@ pub enum Error {
     /// A vertex failed.
     #[error("{source}")]
     Solve {
-        /// The vertex, as loaded.
-        vertex: Option<VertexDigest>,
         /// Places in the input that belong to the vertex.
         sources: Vec<kiln_frontend::ErrorSource>,
         /// What happened.

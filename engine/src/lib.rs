@@ -25,3 +25,7 @@ pub use crate::engine::{BuildRequest, BuildResponse, CacheSpec, Engine, Exporter
 pub use crate::error::{BoxError, Error, ExecError, Result};
 pub use crate::reference::SolvedRef;
 pub use crate::worker::Worker;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -17,3 +17,7 @@ pub use crate::display::{Display, Mode, is_terminal};
 pub use crate::status::{
     Log, Position, ProgressGroup, Range, SolveStatus, SourceInfo, Status, Timestamp, Vertex, Warning,
 };
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

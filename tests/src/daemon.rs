@@ -144,6 +144,7 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
+    #[expect(clippy::print_stderr, reason = "the log of a daemon explains a test that failed")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- log of the daemon\n{}", self.log());

@@ -15,3 +15,7 @@ pub use daemon::{Daemon, DaemonOptions};
 pub use files::{write_script, write_tree};
 pub use process::{Binaries, Finished, wait_for};
 pub use registry::Registry;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -379,10 +379,10 @@ impl Copier<'_> {
 /// Copies what extended attributes it may; the rest is not an error, as filesystems differ in what they take.
 fn copy_xattrs(src: &Root, name: &str, dest: &Root, target: &str) {
     for key in src.list_xattrs(name).unwrap_or_default() {
-        if let Ok(Some(value)) = src.get_xattr(name, &key) {
-            if let Err(error) = dest.set_xattr(target, &key, &value) {
-                tracing::trace!(name, key = %key.to_string_lossy(), %error, "extended attribute not copied");
-            }
+        if let Ok(Some(value)) = src.get_xattr(name, &key)
+            && let Err(error) = dest.set_xattr(target, &key, &value)
+        {
+            tracing::trace!(name, key = %key.to_string_lossy(), %error, "extended attribute not copied");
         }
     }
 }

@@ -160,8 +160,8 @@ fn walk_matches(root: &Root, pattern: &[&str], matches: &mut Vec<String>) -> Res
 
 /// Shell-style match of one name, where `*`, `?`, `[…]` and `\` are special.
 pub(crate) fn component_matches(pattern: &str, name: &str) -> Result<bool> {
-    Ok(glob(&pattern.chars().collect::<Vec<_>>(), &name.chars().collect::<Vec<_>>())
-        .ok_or_else(|| FileError::InvalidMode { mode: pattern.to_owned() })?)
+    glob(&pattern.chars().collect::<Vec<_>>(), &name.chars().collect::<Vec<_>>())
+        .ok_or_else(|| FileError::InvalidMode { mode: pattern.to_owned() })
 }
 
 /// `None` for a pattern that does not parse. Backtracks to the last star only, so time is bounded by the product.

@@ -151,8 +151,13 @@ fn specs() -> impl Strategy<Value = GraphSpec> {
     prop::collection::vec(vertex, 1..12).prop_map(|vertices| GraphSpec { vertices })
 }
 
+/// How many cases each test of random ones takes. `KILN_SIMULATIONS=2000` looks longer.
+fn cases() -> u32 {
+    std::env::var("KILN_SIMULATIONS").map_or(100, |text| text.parse().unwrap())
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: cases(), ..ProptestConfig::default() })]
 
     /// A series of builds on one store gives the same results, runs the same ops and leaves the same store as the
     /// naive evaluator.
@@ -187,9 +192,9 @@ proptest! {
 }
 
 #[track_caller]
-fn check_seeds(seeds: std::ops::Range<u64>, disturbances: Disturbances) -> Report {
+fn check_seeds(first: u64, disturbances: Disturbances) -> Report {
     let mut sum = Report::default();
-    for seed in seeds {
+    for seed in first..first + u64::from(cases()) {
         match simulate(seed, disturbances) {
             Ok(report) => {
                 sum.steps += report.steps;
@@ -207,30 +212,30 @@ fn check_seeds(seeds: std::ops::Range<u64>, disturbances: Disturbances) -> Repor
 
 #[test]
 fn undisturbed_jobs_run_each_key_once() {
-    check_seeds(0..500, Disturbances::default());
+    check_seeds(0, Disturbances::default());
 }
 
 #[test]
 fn failing_vertices_fail_their_users_alone() {
-    let sum = check_seeds(1000..1300, Disturbances { failing: 5, ..Disturbances::default() });
-    assert!(sum.failures > 50);
+    let sum = check_seeds(1000, Disturbances { failing: 5, ..Disturbances::default() });
+    assert!(sum.failures > 0);
 }
 
 #[test]
 fn cancels_disturb_nobody_else() {
-    let sum = check_seeds(2000..2500, Disturbances { cancels: 2, ..Disturbances::default() });
-    assert!(sum.cancelled > 100);
+    let sum = check_seeds(2000, Disturbances { cancels: 2, ..Disturbances::default() });
+    assert!(sum.cancelled > 0);
 }
 
 #[test]
 fn lost_and_pruned_results_are_made_again() {
-    check_seeds(3000..3400, Disturbances { losses: 5, prunes: 2, ..Disturbances::default() });
+    check_seeds(3000, Disturbances { losses: 5, prunes: 2, ..Disturbances::default() });
 }
 
 #[test]
 fn everything_at_once() {
     let all = Disturbances { cancels: 1, failures: 2, losses: 3, prunes: 1, forced: 10, failing: 2 };
-    check_seeds(4000..4800, all);
+    check_seeds(4000, all);
 }
 
 #[test]
