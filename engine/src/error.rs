@@ -1,5 +1,7 @@
 //! Errors of ops and builds.
 
+use kiln_solver::VertexDigest;
+
 /// Any error, kept as a cause.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -129,6 +131,17 @@ impl Error {
     pub fn request(message: impl Into<String>) -> Self {
         Self::Request { message: message.into() }
     }
+}
+
+/// The texts of an error and its causes, joined by `: `.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }
 
 fn exit_text(code: i32, oom: bool) -> String {

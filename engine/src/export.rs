@@ -11,7 +11,7 @@ use kiln_solver::VertexDigest;
 
 use crate::build::BuildState;
 use crate::engine::{BuildRequest, BuildResponse};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::ops::common;
 use crate::reference::SolvedRef;
 
@@ -25,7 +25,7 @@ pub(crate) fn resolve(tools: &Tools, request: &BuildRequest) -> Result<Vec<Arc<d
         .iter()
         .enumerate()
         .map(|(id, e)| kiln_exporter::resolve(&e.kind, id, &e.attrs, tools));
-    made.collect::<Result<_, _>>().map_err(|e| Error::request(text(&e)))
+    made.collect::<Result<_, _>>().map_err(|e| Error::request(chain(&e)))
 }
 
 /// Hands the results to every exporter.
@@ -35,7 +35,7 @@ pub(crate) async fn export(
     exporters: Vec<Arc<dyn Exporter>>,
     result: FrontendResult,
 ) -> Result<BuildResponse> {
-    let compatibility = Compatibility::parse(request.compatibility).map_err(|e| Error::request(text(&e)))?;
+    let compatibility = Compatibility::parse(request.compatibility).map_err(|e| Error::request(chain(&e)))?;
     let source = source(&result).await?;
     let running = exporters.iter().map(|exporter| one(state, exporter, compatibility, source.clone()));
     let exported = try_join_all(running).await?;
@@ -101,18 +101,8 @@ struct Shown(kiln_exporter::Error);
 
 impl std::fmt::Display for Shown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&text(&self.0))
+        f.write_str(&chain(&self.0))
     }
-}
-
-fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 /// The filesystem states behind a frontend's references.

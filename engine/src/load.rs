@@ -25,7 +25,6 @@ use prost::Message as _;
 pub use crate::load::entitlements::{Entitlements, GrantedEntitlements};
 pub use crate::load::error::LoadError;
 pub use crate::load::identifier::canonical_identifier;
-pub(crate) use crate::load::identifier::clean as clean_path;
 pub use crate::load::options::{LoadOptions, PolicyError, SourcePolicy};
 
 /// More vertices than any real build has; a 16 MiB message could hold about twice as many.

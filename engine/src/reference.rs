@@ -11,7 +11,7 @@ use kiln_solver::CachedResult;
 use tokio::sync::OnceCell;
 
 use crate::build::BuildState;
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::ops::common;
 
 /// A file read through a bridge is at most this large.
@@ -99,16 +99,6 @@ fn internal(error: impl Into<BoxError>) -> FrontendError {
         message: error.to_string(),
         source: error.source().map(|s| s.to_string().into()),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 fn not_found_or(error: kiln_rootdir::Error, path: &str) -> FrontendError {

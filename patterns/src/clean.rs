@@ -30,3 +30,12 @@ pub fn clean(path: &str) -> String {
         (false, false) => joined,
     }
 }
+
+/// Returns `path` cleaned as if it were absolute: `/a/b`, or `/`.
+///
+/// ```
+/// assert_eq!(kiln_patterns::clean_absolute("../a/./b"), "/a/b");
+/// ```
+pub fn clean_absolute(path: &str) -> String {
+    clean(&format!("/{path}"))
+}

@@ -11,13 +11,15 @@ mod filter;
 mod glob;
 mod ignore_file;
 mod list;
+mod wildcard;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-pub use crate::clean::clean;
+pub use crate::clean::{clean, clean_absolute};
 pub use crate::error::{Error, Result};
 pub use crate::filter::{DirState, Filter, Visit};
 pub use crate::ignore_file::ignore_file;
 pub use crate::list::{MAX_PATTERN_LEN, MAX_PATTERNS, MatchState, Patterns};
+pub use crate::wildcard::has_wildcard;

@@ -1,12 +1,12 @@
 //! One selector's digest.
 
 use kiln_digest::{Digest, Hasher};
-use kiln_patterns::{MatchState, Patterns};
+use kiln_patterns::{MatchState, Patterns, has_wildcard};
 
 use super::{
     selector::ContentSelector,
     tree::{Entry, Key, Tree, View, key_of, not_found, path_of},
-    wildcard::{has_wildcard, path_match},
+    wildcard::path_match,
 };
 use crate::{Error, Result};
 

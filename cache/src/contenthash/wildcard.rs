@@ -1,20 +1,5 @@
 //! Shell patterns over whole paths, as a selector's path may hold them.
 
-/// Whether a component has an unescaped wildcard.
-pub(super) fn has_wildcard(component: &str) -> bool {
-    let mut bytes = component.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'\\' => {
-                bytes.next();
-            }
-            b'*' | b'?' | b'[' => return true,
-            _ => {}
-        }
-    }
-    false
-}
-
 /// The pattern is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -142,12 +127,5 @@ mod tests {
         check("/a\\", "/a", Err(Malformed));
         check("/a*", "/a", Ok(true));
         check("/a", "/ab", Ok(false));
-    }
-
-    #[test]
-    fn escaped_wildcards_are_none() {
-        assert!(
-            has_wildcard("a*") && has_wildcard(r"\[[") && !has_wildcard(r"\*\?\[") && !has_wildcard("abc")
-        );
     }
 }

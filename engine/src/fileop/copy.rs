@@ -80,7 +80,11 @@ pub fn copy(src: &Root, dest: &Root, action: &CopyAction) -> Result<()> {
 fn sources(src: &Root, action: &CopyAction) -> Result<Vec<String>> {
     let path = clean(&action.src);
     let components: Vec<&str> = path.split('/').filter(|c| !c.is_empty()).collect();
-    let wildcard = if action.allow_wildcard { components.iter().position(|c| has_wildcard(c)) } else { None };
+    let wildcard = if action.allow_wildcard {
+        components.iter().position(|c| kiln_patterns::has_wildcard(c))
+    } else {
+        None
+    };
     let Some(first) = wildcard else {
         let unescaped = if action.allow_wildcard { unescape(&path) } else { path.clone() };
         let resolved = src.resolve(&unescaped, action.follow_symlink)?;
@@ -113,20 +117,6 @@ fn sources(src: &Root, action: &CopyAction) -> Result<Vec<String>> {
         }
     }
     Ok(level)
-}
-
-fn has_wildcard(component: &str) -> bool {
-    let mut chars = component.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '*' | '?' | '[' => return true,
-            '\\' => {
-                chars.next();
-            }
-            _ => {}
-        }
-    }
-    false
 }
 
 fn unescape(path: &str) -> String {

@@ -1,7 +1,7 @@
 //! File operations on a mounted filesystem state: mkdir, mkfile, symlink, rm and copy.
 //!
 //! Everything happens below [`Root`] handles, synchronously; the caller mounts, blocks and commits. Rules are those of
-//! the reference's file backend (spec `llb`, section 7).
+//! the reference's file backend.
 
 mod copy;
 mod mode;
@@ -9,6 +9,7 @@ mod simple;
 mod unpack;
 
 pub use copy::{CopyAction, copy};
+pub(crate) use kiln_patterns::clean_absolute as clean;
 pub use mode::ModeChange;
 pub(crate) use simple::component_matches;
 pub use simple::{MkdirAction, MkfileAction, RmAction, SymlinkAction, mkdir, mkfile, rm, symlink};
@@ -101,21 +102,6 @@ pub enum FileError {
 }
 
 type Result<T> = std::result::Result<T, FileError>;
-
-/// A path made absolute and clean inside a state: `/a/b`, or `/`.
-pub(crate) fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
-}
 
 /// Sets both times of `path` from nanoseconds since 1970; a negative timestamp of -1 leaves them alone.
 fn apply_timestamp(root: &Root, path: &str, timestamp: i64) -> Result<()> {

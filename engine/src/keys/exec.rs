@@ -6,7 +6,6 @@ use serde_json::Value as Json;
 
 use crate::keys::selector::{ContentSelector, without_children};
 use crate::keys::{DepKey, KeyError, OpKey};
-use crate::load::clean_path;
 
 pub(super) fn key(
     exec: &pb::ExecOp,
@@ -103,7 +102,7 @@ fn deps(exec: &pb::ExecOp, inputs: usize, unlazy: DepKey) -> Result<Vec<DepKey>,
         else {
             return Err(KeyError::MountInput(describe(mount)?));
         };
-        let selector = clean_path(&format!("/{}", mount.selector));
+        let selector = kiln_patterns::clean_absolute(&mount.selector);
         // A part of an input may be compared by content only if the step cannot hand on the rest of it.
         let allowed = mount.output == -1 || mount.readonly || selector == "/";
         *content = match pb::MountContentCache::try_from(mount.content_cache) {

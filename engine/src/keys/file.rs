@@ -95,26 +95,12 @@ fn has_default_indexes(actions: &[pb::FileAction]) -> bool {
 fn selector_of(copy: &pb::FileActionCopy) -> ContentSelector {
     ContentSelector {
         path: copy.src.clone(),
-        wildcard: copy.allow_wildcard && has_wildcards(&copy.src),
+        wildcard: copy.allow_wildcard && kiln_patterns::has_wildcard(&copy.src),
         follow_links: copy.follow_symlink,
         include_patterns: copy.include_patterns.clone(),
         exclude_patterns: copy.exclude_patterns.clone(),
         required_paths: copy.required_paths.clone(),
     }
-}
-
-fn has_wildcards(path: &str) -> bool {
-    let mut bytes = path.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'\\' => {
-                bytes.next();
-            }
-            b'*' | b'?' | b'[' => return true,
-            _ => {}
-        }
-    }
-    false
 }
 
 /// Adds the files that names of an owner are looked up in. A negative input ends it, and fails later.

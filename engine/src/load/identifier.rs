@@ -1,6 +1,7 @@
 //! Source identifiers in their canonical form.
 
 use kiln_llb::pb;
+use kiln_patterns::clean_absolute;
 
 /// Returns the identifier that the daemon puts in place of the one sent, `None` if it does not parse (it
 /// is then kept as it is).
@@ -56,7 +57,7 @@ fn git(rest: &str, full_url: Option<&str>) -> Option<String> {
         }
         None => remote,
     };
-    let subdir = clean(&format!("/{subdir}"));
+    let subdir = clean_absolute(subdir);
     let subdir = subdir.trim_start_matches('/');
     let mut out = remote;
     if !git_ref.is_empty() || !subdir.is_empty() {
@@ -85,10 +86,10 @@ fn parse_remote(remote: &str) -> Option<(String, String)> {
             return None;
         }
         let url = Url::parse(remote.get(protocol.len() + 3..)?)?;
-        return Some((format!("{}{}", url.host, clean(&format!("/{}", url.path))), url.fragment));
+        return Some((format!("{}{}", url.host, clean_absolute(&url.path)), url.fragment));
     }
     let (host, path, fragment) = scp(remote)?;
-    Some((format!("{host}{}", clean(&format!("/{path}"))), fragment.to_owned()))
+    Some((format!("{host}{}", clean_absolute(path)), fragment.to_owned()))
 }
 
 /// Returns what stands before `://` if it looks like a protocol.
@@ -168,21 +169,6 @@ fn decode(text: &str) -> Option<String> {
 
 /// Joins like Go's `path.Join` of a host and a path.
 fn join(host: &str, path: &str) -> String {
-    let joined = clean(&format!("/{host}/{path}"));
+    let joined = clean_absolute(&format!("{host}/{path}"));
     joined.trim_start_matches('/').to_owned()
-}
-
-/// Cleans an absolute path like Go's `path.Clean`.
-pub(crate) fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
 }

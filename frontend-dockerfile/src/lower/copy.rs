@@ -1,6 +1,7 @@
 use kiln_digest::Digest;
 use kiln_frontend::pb;
 use kiln_frontend::pb::file_action::Action;
+use kiln_patterns::has_wildcard;
 
 use crate::error::{Error, Result};
 use crate::git_url;
@@ -289,7 +290,7 @@ fn path_step(
         };
         let pattern = normal(pattern)?;
         copy.include_patterns = vec![pattern.trim_start_matches('/').to_owned()];
-        if !has_wildcards(path) && !has_wildcards(&pattern) {
+        if !has_wildcard(path) && !has_wildcard(&pattern) {
             copy.required_paths = vec![normal(&join(path, &pattern))?];
         }
     }
@@ -369,20 +370,6 @@ pub(super) fn url_file(url: &str) -> String {
         "." | "/" => "__unnamed__".to_owned(),
         name => name.to_owned(),
     }
-}
-
-fn has_wildcards(path: &str) -> bool {
-    let mut chars = path.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '*' | '?' | '[' => return true,
-            '\\' => {
-                chars.next();
-            }
-            _ => {}
-        }
-    }
-    false
 }
 
 fn history(args: &CopyArgs, is_add: bool) -> String {

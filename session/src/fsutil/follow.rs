@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use kiln_patterns::Patterns;
+use kiln_patterns::{Patterns, clean_absolute};
 use kiln_rootdir::{Kind, Root};
 
 use crate::error::{Error, Result};
@@ -100,17 +100,7 @@ fn join(parent: &str, name: &str) -> String {
 
 /// Cleans a path as if it were absolute, and drops the leading `/`.
 fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    parts.join("/")
+    clean_absolute(path).split_off(1)
 }
 
 fn without_nested(paths: BTreeSet<String>) -> Vec<String> {
