@@ -71,7 +71,7 @@ fn inner<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 
         _ => {}
     }
     match error.downcast_ref::<FrontendError>() {
-        Some(FrontendError::Solve { source, .. }) => return Some(source.as_ref()),
+        Some(FrontendError::Solve { source, .. }) => Some(source.as_ref()),
         _ => error.source(),
     }
 }

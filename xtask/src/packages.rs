@@ -13,6 +13,7 @@ pub(crate) const BASIC: &[Need] =
 /// What the integration tests need besides.
 pub(crate) const TESTS: &[Need] = &[
     ("crun", "crun"),
+    ("openssl", "openssl"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
     ("git", "git"),

@@ -334,12 +334,10 @@ impl Suite {
         let stop = async {
             receiver.recv().await.unwrap();
             cancel.cancel();
-            Instant::now()
         };
-        let (exit, since) =
+        let (exit, ()) =
             tokio::time::timeout(PATIENCE, async { tokio::join!(run, stop) }).await.expect("hangs");
         assert!(matches!(exit, Err(Error::Cancelled)), "{exit:?}");
-        assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
         assert_eq!(processes_with(&mark), Vec::<String>::new());
 
         // Cancelled while it starts.
