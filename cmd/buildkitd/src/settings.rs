@@ -1,12 +1,12 @@
 //! What the daemon runs with: flags over the configuration file over defaults.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
-use crate::config::{Dns, File, GcPolicy, KeyPair, Registry, Worker};
+use crate::config::{Dns, File, GcPolicy, Registry, Worker};
 use crate::units::DiskSpace;
 
 /// Environment variable read by the daemon itself besides those that flags name.
@@ -308,36 +308,6 @@ fn group_id(group: &str) -> Result<u32> {
         .with_context(|| format!("unknown group `{group}`"))
 }
 
-/// Key pairs and files of one registry entry, with the files of its `tlsconfigdir` folders.
-pub(crate) fn registry_tls(registry: &Registry) -> Result<(Vec<PathBuf>, Vec<KeyPair>)> {
-    let mut cas = registry.ca.clone();
-    let mut pairs = registry.keypair.clone();
-    for dir in &registry.tlsconfigdir {
-        let entries = std::fs::read_dir(dir)
-            .with_context(|| format!("failed to read tlsconfigdir `{}`", dir.display()))?;
-        let mut paths = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>()?;
-        paths.sort();
-        for path in paths {
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("crt") => cas.push(path),
-                Some("cert") => {
-                    pairs.push(KeyPair { key: existing(&path.with_extension("key"))?, cert: path })
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok((cas, pairs))
-}
-
-fn existing(path: &Path) -> Result<PathBuf> {
-    if path.exists() {
-        Ok(path.to_owned())
-    } else {
-        bail!("missing key `{}` for the certificate beside it", path.display())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,7 +324,7 @@ mod tests {
             "root = '/file'\n[grpc]\naddress = ['tcp://127.0.0.1:1']\n[worker.oci]\nmax-parallelism = 3",
         )
         .unwrap();
-        assert_eq!(settings.root, Path::new("/flag"));
+        assert_eq!(settings.root, PathBuf::from("/flag"));
         assert_eq!(settings.addresses, ["tcp://127.0.0.1:1"]);
         assert_eq!(settings.max_parallelism, Some(3));
         assert_eq!(merge("d", "").unwrap().addresses, [DEFAULT_ADDRESS]);
