@@ -171,8 +171,13 @@ impl Engine {
         });
         let _registered = self.register(&state);
         let bridge = BuildBridge { state: state.clone() };
-        for kind in left_out {
-            let name = format!("[internal] {kind} attestation is not supported yet: exporting without it");
+        let attestations = left_out
+            .iter()
+            .map(|kind| format!("[internal] {kind} attestation is not supported yet: exporting without it"));
+        let imports = request.cache_imports.iter().map(|cache| {
+            format!("[internal] cache import `{}` is not supported yet: building without it", cache.kind)
+        });
+        for name in attestations.chain(imports) {
             let digest = VertexDigest(Digest::of(name.as_bytes()));
             state.job.vertex_scope(&name, digest, |_| async { Ok::<(), Error>(()) }).await?;
         }
