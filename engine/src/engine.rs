@@ -11,7 +11,7 @@ use kiln_frontend::{Frontend, FrontendResult, References};
 use kiln_llb::pb;
 use kiln_registry::Credentials;
 use kiln_session::{FixedWaiters, Lender};
-use kiln_solver::{JobContext, ProgressStream, Solver, SolverOptions, VertexDigest};
+use kiln_solver::{JobContext, LimitExceeded, ProgressStream, Solver, SolverOptions, VertexDigest};
 use kiln_source::SessionCredentials;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,7 @@ use crate::build::{BuildBridge, BuildState, builtin};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::lending::JobInfo;
+use crate::limits::BuildLimits;
 use crate::worker::Worker;
 
 /// How long the progress of an ended build can be asked for.
@@ -38,6 +39,7 @@ struct Inner {
     solver: Solver,
     frontends: Arc<BTreeMap<String, Arc<dyn Frontend>>>,
     tools: Tools,
+    limits: BuildLimits,
     builds: Mutex<HashMap<String, Weak<BuildState>>>,
     /// Progress of builds that ended a moment ago, oldest first.
     finished: Mutex<VecDeque<Finished>>,
@@ -111,6 +113,16 @@ impl Engine {
         options: SolverOptions,
         frontends: BTreeMap<String, Arc<dyn Frontend>>,
     ) -> Self {
+        Self::limited(worker, options, frontends, BuildLimits::default())
+    }
+
+    /// As [`Engine::new`], with limits that hold for every build.
+    pub fn limited(
+        worker: Worker,
+        options: SolverOptions,
+        frontends: BTreeMap<String, Arc<dyn Frontend>>,
+        limits: BuildLimits,
+    ) -> Self {
         let solver = Solver::new(worker.cache.keys(), options);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let tools = Tools::new(worker.content.clone(), CodecPool::new(threads));
@@ -124,6 +136,7 @@ impl Engine {
             tools: tools.with_pusher(Arc::new(pusher)),
             worker: Arc::new(worker),
             solver,
+            limits,
             frontends: Arc::new(frontends),
             builds: Mutex::default(),
             finished: Mutex::default(),
@@ -141,7 +154,8 @@ impl Engine {
     ///
     /// # Cancel safety
     /// Dropping the future withdraws the build: what nobody else waits for stops.
-    pub async fn build(&self, request: BuildRequest) -> Result<BuildResponse> {
+    pub async fn build(&self, mut request: BuildRequest) -> Result<BuildResponse> {
+        let limits = self.inner.limits.tightened(&mut request.attrs)?;
         check(&request, &self.inner.worker)?;
         let exporters = export::resolve(&self.inner.tools, &request)?;
         let left_out = attestations(&request)?;
@@ -150,7 +164,7 @@ impl Engine {
         let job = self
             .inner
             .solver
-            .job(&request.id, context)
+            .limited_job(&request.id, context, limits.of_steps())
             .map_err(|_| Error::JobExists { id: request.id.clone() })?;
         let (returned, result) = oneshot::channel();
         let cancel = CancellationToken::new();
@@ -170,6 +184,26 @@ impl Engine {
             kept: Mutex::default(),
         });
         let _registered = self.register(&state);
+        let run = self.run(&request, &state, exporters, &left_out, result);
+        let Some(limit) = limits.build else { return run.await };
+        tokio::select! {
+            outcome = run => outcome,
+            () = tokio::time::sleep(limit) => {
+                let exceeded = LimitExceeded::build(limit);
+                state.job.expire(&exceeded);
+                Err(Error::TimeLimit(exceeded))
+            }
+        }
+    }
+
+    async fn run(
+        &self,
+        request: &BuildRequest,
+        state: &Arc<BuildState>,
+        exporters: Vec<Arc<dyn kiln_exporter::Exporter>>,
+        left_out: &[String],
+        result: oneshot::Receiver<Result<FrontendResult>>,
+    ) -> Result<BuildResponse> {
         let bridge = BuildBridge { state: state.clone() };
         let attestations = left_out
             .iter()
@@ -181,9 +215,9 @@ impl Engine {
             let digest = VertexDigest(Digest::of(name.as_bytes()));
             state.job.vertex_scope(&name, digest, |_| async { Ok::<(), Error>(()) }).await?;
         }
-        let result = self.result(&request, &bridge, result).await?;
+        let result = self.result(request, &bridge, result).await?;
         self.evaluate(&result).await?;
-        export::export(&state, &request, exporters, result).await
+        export::export(state, request, exporters, result).await
     }
 
     /// Follows the progress of a build from its start. Waits for a build that has not begun, as long as the caller does.

@@ -352,6 +352,11 @@ pub(crate) fn processes_with(text: &str) -> Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Sends a signal, by its short name, to a process.
+pub(crate) fn signal(name: &str, pid: u32) -> Result<()> {
+    run("kill", &["-s", name, &pid.to_string()]).map(drop)
+}
+
 /// A text that no other run of any test has.
 pub(crate) fn unique() -> Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned())

@@ -8,6 +8,7 @@ mod layers;
 mod packages;
 mod quickstart;
 mod shell;
+mod simulate;
 mod test;
 
 use clap::Parser;
@@ -24,6 +25,8 @@ enum Task {
         /// Only tests whose name contains one of these.
         filters: Vec<String>,
     },
+    /// Run simulations of the scheduler: one seed with all its steps, or many.
+    Simulate(simulate::Options),
     /// Measure named scenarios, alone or in turn with a peer of the same API.
     Bench(bench::Options),
     /// Check the crates' dependencies against the written table.
@@ -35,6 +38,7 @@ fn main() -> anyhow::Result<()> {
         Task::Quickstart => quickstart::run(),
         Task::Test => test::run(),
         Task::Integration { filters } => integration::run(&filters),
+        Task::Simulate(options) => simulate::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Layers => layers::check(),
     }

@@ -207,7 +207,7 @@ impl ExecOp {
                     Some(data) => step.add(&dest, secrets.mount(&dest, options, data).await?),
                     None if options.optional => {}
                     None => {
-                        return Err(OpError::failed(ExecError::SecretNotFound { id: options.id.clone() }));
+                        return Err(OpError::not_lent(ExecError::SecretNotFound { id: options.id.clone() }));
                     }
                 }
                 Ok(None)
@@ -266,7 +266,7 @@ impl ExecOp {
             let value = match lending.secret(&secret.id).await? {
                 Some(data) => String::from_utf8_lossy(&data).into_owned(),
                 None if secret.optional => String::new(),
-                None => return Err(OpError::failed(ExecError::SecretNotFound { id: secret.id.clone() })),
+                None => return Err(OpError::not_lent(ExecError::SecretNotFound { id: secret.id.clone() })),
             };
             env.push(format!("{}={value}", secret.name));
         }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use crate::driver::find;
 use crate::keys::CacheKeys;
 use crate::scheduler::{BuildId, Call, Effect, Event, JobId, Limits, Reply, Scheduler};
-use crate::testing::{Disturbances, GraphSpec, MemoryKeys, Oracle, Script, Value, VertexSpec, simulate};
-use crate::testing::{Report, oracle_context, oracle_now};
+use crate::testing::{Disturbances, Report, oracle_context, oracle_now, replay, simulate, simulate_many};
+use crate::testing::{GraphSpec, MemoryKeys, Oracle, Script, Value, VertexSpec};
 use crate::vertex::{Edge, Graph, OutputIndex, Vertex, VertexIndex};
 
 type Runs = Arc<Mutex<HashMap<String, usize>>>;
@@ -191,57 +191,27 @@ proptest! {
     }
 }
 
-#[track_caller]
-fn check_seeds(first: u64, disturbances: Disturbances) -> Report {
-    let mut sum = Report::default();
-    for seed in first..first + u64::from(cases()) {
-        match simulate(seed, disturbances) {
-            Ok(report) => {
-                sum.steps += report.steps;
-                sum.runs += report.runs;
-                sum.results += report.results;
-                sum.failures += report.failures;
-                sum.cancelled += report.cancelled;
-            }
-            Err(wrong) => panic!("{wrong}"),
-        }
+/// Ten thousand in every run of the tests; `KILN_SIMULATIONS=1000` makes it a thousand of each kind of disturbance.
+#[test]
+fn simulations_hold_what_is_promised() {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let count = std::env::var("KILN_SIMULATIONS").map_or(10_200, |text| 12 * text.parse::<u64>().unwrap());
+    let summary = simulate_many(0, count, threads);
+    if let Some((_, wrong)) = summary.wrong {
+        panic!("{wrong}");
     }
-    assert!(sum.results > 0);
-    sum
-}
-
-#[test]
-fn undisturbed_jobs_run_each_key_once() {
-    check_seeds(0, Disturbances::default());
-}
-
-#[test]
-fn failing_vertices_fail_their_users_alone() {
-    let sum = check_seeds(1000, Disturbances { failing: 5, ..Disturbances::default() });
-    assert!(sum.failures > 0);
-}
-
-#[test]
-fn cancels_disturb_nobody_else() {
-    let sum = check_seeds(2000, Disturbances { cancels: 2, ..Disturbances::default() });
-    assert!(sum.cancelled > 0);
-}
-
-#[test]
-fn lost_and_pruned_results_are_made_again() {
-    check_seeds(3000, Disturbances { losses: 5, prunes: 2, ..Disturbances::default() });
-}
-
-#[test]
-fn everything_at_once() {
-    let all = Disturbances { cancels: 1, failures: 2, losses: 3, prunes: 1, forced: 10, failing: 2 };
-    check_seeds(4000, all);
+    println!("{summary:?}");
+    assert_eq!(summary.passed, count);
+    let Report { runs, results, failures, cancelled, restarts, .. } = summary.sum;
+    assert!([runs, results, failures, cancelled, restarts].iter().all(|times| *times > 0));
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    let all = Disturbances { cancels: 1, failures: 2, losses: 3, prunes: 1, forced: 10, failing: 2 };
-    assert_eq!(simulate(17, all), simulate(17, all));
+    let all = Disturbances::of(11);
+    let (history, report) = replay(17, all);
+    assert_eq!(simulate(17, all), report);
+    assert_eq!(replay(17, all).0, history);
 }
 
 /// Nanoseconds this thread has spent on a processor; other programs do not count.

@@ -139,6 +139,8 @@ impl Scheduler {
         let node = &mut self.nodes[user];
         if node.stage == (Stage::Lookup { slow: true }) && !node.dep(input).content {
             node.hopeless = true;
+            let inputs: Vec<_> = node.inputs.iter().map(|(input, _)| *input).collect();
+            self.doubtful.extend(inputs);
             self.stop_waiting(user, effects);
             self.make_ready(user);
         }
@@ -155,7 +157,7 @@ impl Scheduler {
             job.waiting.remove(&id);
         }
         for work in works {
-            self.leave_work(work, id, effects);
+            self.leave_work(work, id, None, effects);
         }
     }
 
@@ -195,6 +197,20 @@ impl Scheduler {
         self.fail(id, &error, effects);
     }
 
+    /// Stops what nobody has asked for again since it was given up.
+    pub(super) fn let_go(&mut self, effects: &mut Vec<Effect>) {
+        while let Some(id) = self.doubtful.pop() {
+            if self.nodes.get(id).is_none_or(|node| node.wait.pending == 0) {
+                continue;
+            }
+            self.prune(id);
+            if !self.nodes[id].unsatisfied() {
+                self.doubtful.extend(self.nodes[id].inputs.iter().map(|(input, _)| *input));
+                self.suspend(id, effects);
+            }
+        }
+    }
+
     /// Takes a node's wishes back.
     fn suspend(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
         self.stop_waiting(id, effects);
@@ -224,6 +240,12 @@ impl Scheduler {
         unwanted.sort_unstable();
         for id in unwanted {
             self.suspend(id, effects);
+        }
+        // Whoever is still waited for forgets those who were just suspended: a job may ask and give up without end.
+        for id in wanted {
+            if self.nodes[id].wait.pending > 0 {
+                self.prune(id);
+            }
         }
     }
 }

@@ -15,4 +15,4 @@ pub use crate::testing::oracle::Oracle;
 pub(crate) use crate::testing::oracle::{context as oracle_context, now as oracle_now};
 pub use crate::testing::random::{GraphSpec, Rng, VertexSpec};
 pub use crate::testing::script::{Script, ScriptOp, Value};
-pub use crate::testing::simulation::{Disturbances, Report, simulate};
+pub use crate::testing::simulation::{Disturbances, Report, Summary, replay, simulate, simulate_many};
