@@ -118,7 +118,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    fn start(command: &mut Command) -> Result<Self> {
+    /// Starts one.
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -162,7 +162,8 @@ impl Simulation {
             Call::Load { record } if !matches!(reply, Reply::Load(Err(_))) => {
                 reply = Reply::Load(self.keys.load(record).now_or_never().unwrap_or(Ok(None)));
             }
-            Call::Exec { .. } if matches!(reply, Reply::Exec(Ok(_))) => {
+            // What was told to stop and ends well all the same is thrown away, unless somebody has come since.
+            Call::Exec { .. } if !running.cancelled && matches!(reply, Reply::Exec(Ok(_))) => {
                 if let Some(text) = &running.text {
                     self.ledger.has_run(text, self.keeps_what_it_makes())?;
                 }

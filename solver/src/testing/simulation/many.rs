@@ -12,12 +12,15 @@ pub struct Summary {
     pub passed: u64,
     /// All their reports in one.
     pub sum: Report,
-    /// What was wrong with the seed, of those that failed, which is the lowest.
-    pub wrong: Option<(u64, String)>,
+    /// Seeds that failed, in order, with what was wrong.
+    pub wrong: Vec<(u64, String)>,
 }
 
-/// Simulates the seeds `first..first + count` with the disturbances that belong to each, on `threads` threads, until one
-/// fails.
+/// Failures after which no more seeds are tried.
+const MAX_WRONG: usize = 12;
+
+/// Simulates the seeds `first..first + count` with the disturbances that belong to each, on `threads` threads, until
+/// [`MAX_WRONG`] have failed.
 pub fn simulate_many(first: u64, count: u64, threads: usize) -> Summary {
     let next = AtomicU64::new(first);
     let end = first.saturating_add(count);
@@ -36,9 +39,9 @@ pub fn simulate_many(first: u64, count: u64, threads: usize) -> Summary {
                     summary.sum.add(report);
                 }
                 Err(wrong) => {
-                    next.store(end, Ordering::Relaxed);
-                    if summary.wrong.as_ref().is_none_or(|(other, _)| seed < *other) {
-                        summary.wrong = Some((seed, wrong));
+                    summary.wrong.push((seed, wrong));
+                    if summary.wrong.len() >= MAX_WRONG {
+                        next.store(end, Ordering::Relaxed);
                     }
                 }
             }
@@ -49,7 +52,9 @@ pub fn simulate_many(first: u64, count: u64, threads: usize) -> Summary {
             scope.spawn(work);
         }
     });
-    summary.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let mut summary = summary.into_inner().unwrap_or_else(PoisonError::into_inner);
+    summary.wrong.sort();
+    summary
 }
 
 impl Report {

@@ -309,9 +309,11 @@ impl Simulation {
         let graph = Arc::new(spec.graph(client.session, &self.counters).map_err(|error| error.to_string())?);
         let count = graph.vertices().len();
         let edges: Vec<_> = (0..1 + self.rng.below(2))
-            .map(|_| Edge {
-                vertex: VertexIndex((count - 1 - self.rng.below(count.min(2))) as u32),
-                output: OutputIndex(u32::from(self.rng.chance(15))),
+            .map(|_| {
+                let vertex = count - 1 - self.rng.below(count.min(2));
+                // Keys of `random:` sources do not tell outputs apart.
+                let second = self.rng.chance(15) && !graph.vertices()[vertex].inputs.is_empty();
+                Edge { vertex: VertexIndex(vertex as u32), output: OutputIndex(u32::from(second)) }
             })
             .collect();
         let build = BuildId(self.fresh_id());
