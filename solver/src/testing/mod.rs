@@ -12,7 +12,9 @@ pub use crate::testing::conformance::conformance;
 pub use crate::testing::memory_keys::MemoryKeys;
 pub use crate::testing::oracle::Oracle;
 #[cfg(test)]
-pub(crate) use crate::testing::oracle::{context as oracle_context, now as oracle_now};
+pub(crate) use crate::testing::oracle::{
+    context as oracle_context, expected as oracle_expected, now as oracle_now,
+};
 pub use crate::testing::random::{GraphSpec, Rng, VertexSpec};
 pub use crate::testing::script::{Script, ScriptOp, Value};
 pub use crate::testing::simulation::{Disturbances, Report, Summary, replay, simulate, simulate_many};

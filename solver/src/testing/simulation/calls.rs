@@ -60,7 +60,7 @@ impl Simulation {
         let lost = self.rng.chance(self.disturbances.losses);
         let reply = match &call {
             Call::CacheMap { op, index } => Reply::CacheMap(now(op.cache_map(&context(), *index))),
-            Call::ContentKey { input, result: Some(result), .. } if lost => {
+            Call::ContentKey { input, result: Some(result), .. } if lost || self.is_lost(result) => {
                 Reply::ContentKey(Err(self.lose(*input, result)))
             }
             Call::ContentKey { op, input, result } => {
@@ -72,6 +72,11 @@ impl Simulation {
                     Some(result) => Reply::Exec(Err(self.lose(input, result))),
                     None => Reply::Exec(Err(OpError::cancelled())),
                 }
+            }
+            Call::Exec { inputs, .. } if inputs.iter().flatten().any(|result| self.is_lost(result)) => {
+                let is_lost = |result: &Option<ResultRef>| result.as_ref().is_some_and(|r| self.is_lost(r));
+                let input = inputs.iter().position(is_lost).unwrap_or_default();
+                Reply::Exec(Err(OpError::lost_input(input, GONE)))
             }
             Call::Exec { .. } if self.rng.chance(self.disturbances.failures) => {
                 self.injected = true;
@@ -113,7 +118,15 @@ impl Simulation {
         Ok(())
     }
 
-    fn lose(&self, input: usize, result: &ResultRef) -> OpError {
+    fn is_lost(&self, result: &ResultRef) -> bool {
+        self.lost.iter().any(|other| Arc::ptr_eq(other, result))
+    }
+
+    /// A result turns out to be gone, and stays so.
+    fn lose(&mut self, input: usize, result: &ResultRef) -> OpError {
+        if !self.is_lost(result) {
+            self.lost.push(Arc::clone(result));
+        }
         self.keys.drop_results(|other| other.is_some_and(|other| Arc::ptr_eq(other, result)));
         OpError::lost_input(input, GONE)
     }
@@ -209,6 +222,7 @@ impl Simulation {
     /// Whether what has been made once is never made again.
     fn keeps_what_it_makes(&self) -> bool {
         let d = &self.disturbances;
-        d.losses + d.prunes + d.forced + d.restarts == 0
+        // What is asked for an output that it does not have runs again each time.
+        d.losses + d.prunes + d.forced + d.restarts + d.failing == 0
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Ledger {
     runs: HashMap<String, usize>,
     /// How many executions of others passed the gate since a job had its turn.
     passed: BTreeMap<JobId, usize>,
+    /// Jobs since the daemon's start.
+    pub(super) jobs: usize,
 }
 
 impl Ledger {
@@ -27,6 +29,7 @@ impl Ledger {
         self.waiting.clear();
         self.known.clear();
         self.passed.clear();
+        self.jobs = 0;
     }
 
     pub(super) fn waiting(&self, work: WorkId) -> usize {
@@ -107,10 +110,10 @@ impl Ledger {
     }
 
     /// No job stands before the gate while each other one passes more than once.
-    pub(super) fn check_turns(&mut self, scheduler: &Scheduler, before: &[JobId], jobs: usize) -> Step {
+    pub(super) fn check_turns(&mut self, scheduler: &Scheduler, before: &[JobId]) -> Step {
         let after = scheduler.before_gate();
         self.passed.retain(|job, _| after.contains(job) && before.contains(job));
-        match self.passed.iter().find(|(_, passed)| **passed >= jobs.max(1)) {
+        match self.passed.iter().find(|(_, passed)| **passed >= self.jobs) {
             Some((job, passed)) => Err(format!("{job:?} waits while {passed} steps of others pass")),
             None => Ok(()),
         }
