@@ -57,12 +57,17 @@ impl BuildState {
         let platform = self.worker.platforms.first().cloned().unwrap_or_default();
         let entitlements = GrantedEntitlements::new(self.entitlements.iter().cloned());
         let loaded = load::load(definition, &LoadOptions::new(&platform, &entitlements)).await?;
-        let graph = ops::graph(&self.worker, &loaded, &self.resolutions).map_err(|error| match error {
-            Error::Vertex { vertex, message, .. } => {
-                Error::Vertex { vertex, sources: convert::sources(definition, &loaded, vertex), message }
-            }
-            error => error,
-        })?;
+        let graph =
+            ops::graph(&self.worker, &loaded, &self.resolutions, &self.info.session_id).map_err(|error| {
+                match error {
+                    Error::Vertex { vertex, message, .. } => Error::Vertex {
+                        vertex,
+                        sources: convert::sources(definition, &loaded, vertex),
+                        message,
+                    },
+                    error => error,
+                }
+            })?;
         let edge = ops::edge(loaded.edge)?;
         let solved = tokio::select! {
             solved = self.job.build(graph, vec![edge]) => solved,

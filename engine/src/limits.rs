@@ -30,7 +30,9 @@ impl BuildLimits {
         let [step, silence, build] = ATTRS.map(|name| {
             let Some(text) = attrs.remove(name) else { return Ok(None) };
             parse(&text).map(Some).ok_or_else(|| {
-                Error::request(format!("invalid value {text:?} of `{name}`: use a duration such as 90s or 1h30m"))
+                Error::request(format!(
+                    "invalid value {text:?} of `{name}`: use a duration such as 90s or 1h30m"
+                ))
             })
         });
         let tighter = |ours: Option<Duration>, theirs: Option<Duration>| ours.into_iter().chain(theirs).min();

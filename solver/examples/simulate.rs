@@ -22,7 +22,12 @@ fn main() -> Result<(), String> {
     }
     let begun = std::time::Instant::now();
     let summary = simulate_many(seed, count, usize::try_from(threads).unwrap_or(1));
-    println!("{} simulations from seed {seed} passed in {:.1?}: {:?}", summary.passed, begun.elapsed(), summary.sum);
+    println!(
+        "{} simulations from seed {seed} passed in {:.1?}: {:?}",
+        summary.passed,
+        begun.elapsed(),
+        summary.sum
+    );
     let wrong: Vec<_> = summary.wrong.into_iter().map(|(_, wrong)| wrong).collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }

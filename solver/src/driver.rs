@@ -30,10 +30,10 @@ use crate::scheduler::{BuildId, Event, JobId, Limits, Scheduler, WorkId};
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use crate::driver::calls::find;
-#[cfg(any(test, feature = "testing"))]
-pub(crate) use crate::driver::watch::WatchedJob;
 pub use crate::driver::job::Job;
 pub use crate::driver::limits::{LimitExceeded, LimitKind, TimeLimits};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use crate::driver::watch::WatchedJob;
 
 /// Solves graphs for many jobs at once. Cheap to clone.
 #[derive(Clone)]

@@ -22,9 +22,7 @@ mod scheduler;
 pub mod testing;
 mod vertex;
 
-pub use crate::driver::{
-    CachedResult, Job, LimitExceeded, LimitKind, Solver, SolverOptions, TimeLimits,
-};
+pub use crate::driver::{CachedResult, Job, LimitExceeded, LimitKind, Solver, SolverOptions, TimeLimits};
 pub use crate::error::{Error, OpError, OpErrorKind, Result, SolveError};
 pub use crate::key::{KeyDigest, KeyId, ParseKeyError};
 pub use crate::key_graph::{KeyGraph, KeyInput, KeyNode, KeyNodeIndex, KeyOrigin, ResultKey};

@@ -22,7 +22,8 @@ fn inside(link: &std::path::Path) -> Result<usize> {
     let mut found = 0;
     for entry in std::fs::read_dir("/proc")? {
         // A process may end while it is looked at.
-        found += usize::from(std::fs::read_link(entry?.path().join("ns/pid")).is_ok_and(|other| other == link));
+        found +=
+            usize::from(std::fs::read_link(entry?.path().join("ns/pid")).is_ok_and(|other| other == link));
     }
     Ok(found)
 }

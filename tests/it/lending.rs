@@ -86,7 +86,9 @@ impl Proxy {
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(server) = TcpStream::connect(&to) else { continue };
-                let (Ok(from_client), Ok(to_server)) = (client.try_clone(), server.try_clone()) else { continue };
+                let (Ok(from_client), Ok(to_server)) = (client.try_clone(), server.try_clone()) else {
+                    continue;
+                };
                 let (requests, answers) = (state.clone(), state.clone());
                 std::thread::spawn(move || carry(from_client, to_server, |bytes| requests.request(bytes)));
                 std::thread::spawn(move || carry(server, client, |bytes| answers.pass(bytes.len())));
@@ -166,7 +168,8 @@ impl Guarded {
 
     fn site(&self) -> Result<Site> {
         let image = &self.image;
-        let dockerfile = format!("FROM {image} AS b\nRUN echo lent > /lent\nFROM scratch\nCOPY --from=b /lent /\n");
+        let dockerfile =
+            format!("FROM {image} AS b\nRUN echo lent > /lent\nFROM scratch\nCOPY --from=b /lent /\n");
         let options = DaemonOptions { args: vec!["--debug".into()], ..DaemonOptions::default() };
         Site::with_options(&[("Dockerfile", &dockerfile)], options)
     }
@@ -203,7 +206,11 @@ fn a_pull_goes_on_with_anothers_credentials() -> Result<()> {
         bert.finish()?.success().with_context(|| format!("killed after {point} of {all} bytes"))?;
         assert_eq!(std::fs::read_to_string(berts.path().join("out/lent"))?, "lent\n");
         assert!(guarded.proxy.seen(BERT) > 0, "his own credentials were used");
-        assert_eq!(guarded.proxy.seen(ANNA), before, "hers were used after she had gone, at {point} of {all} bytes");
+        assert_eq!(
+            guarded.proxy.seen(ANNA),
+            before,
+            "hers were used after she had gone, at {point} of {all} bytes"
+        );
     }
     Ok(())
 }

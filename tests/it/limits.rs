@@ -26,7 +26,8 @@ fn a_step_that_takes_too_long_fails() -> Result<()> {
         ("[kiln]\nbuildTimeout = \"2s\"\n", &[], build),
         ("", &["--opt=kiln.build-timeout=2s"], build),
     ] {
-        let failed = site(config, STEP)?.build(args)?.failure().with_context(|| format!("{config}{args:?}"))?;
+        let failed =
+            site(config, STEP)?.build(args)?.failure().with_context(|| format!("{config}{args:?}"))?;
         check_contains(&failed.stderr, &["error: failed to solve", want, "first", "second"]);
         assert_eq!(outcome(&failed.stderr, "RUN echo"), "ERROR", "{}", failed.stderr);
     }

@@ -8,6 +8,7 @@ pub(crate) mod source;
 
 use std::sync::Arc;
 
+use kiln_digest::Digest;
 use kiln_llb::pb::op::Op as Kind;
 use kiln_solver::{
     Edge, Graph, Op, OutputIndex, ProgressGroup, Vertex, VertexDigest, VertexIndex, VertexOptions,
@@ -23,17 +24,18 @@ use crate::worker::Worker;
 /// Says in an index that there is no input.
 const NO_INPUT: i64 = -1;
 
-/// Puts ops of the worker behind the vertices of a loaded definition.
+/// Puts ops of the worker behind the vertices of a loaded definition, for a client with this session.
 pub(crate) fn graph(
     worker: &Arc<Worker>,
     loaded: &LoadedGraph,
     resolutions: &Arc<Resolutions>,
+    session: &str,
 ) -> Result<Graph> {
     let pruned: Vec<String> = loaded.pruned_cache_ids.keys().cloned().collect();
     let vertices = loaded
         .vertices
         .iter()
-        .map(|v| vertex(worker, v, resolutions, &pruned))
+        .map(|v| vertex(worker, v, resolutions, &pruned, session))
         .collect::<Result<Vec<_>>>()?;
     Graph::new(vertices).map_err(|e| Error::request(e.to_string()))
 }
@@ -49,6 +51,7 @@ fn vertex(
     vertex: &LoadedVertex,
     resolutions: &Arc<Resolutions>,
     pruned: &[String],
+    session: &str,
 ) -> Result<Vertex> {
     let options = VertexOptions {
         ignore_cache: vertex.ignore_cache,
@@ -61,12 +64,27 @@ fn vertex(
         }),
     };
     Ok(Vertex {
-        digest: VertexDigest(vertex.digest.digest()),
+        digest: vertex_digest(vertex, session),
         name: vertex.name.clone(),
         inputs: vertex.inputs.iter().map(|e| edge(*e)).collect::<Result<_>>()?,
         op: op(worker, vertex, resolutions, pruned).map_err(|error| of_vertex(vertex, error))?,
         options,
     })
+}
+
+/// The digest of a vertex. A directory of whichever client asks is another one for each: clients with equal definitions
+/// are not given each other's files.
+fn vertex_digest(vertex: &LoadedVertex, session: &str) -> VertexDigest {
+    let digest = vertex.digest.digest();
+    match &vertex.op.op {
+        Some(Kind::Source(op))
+            if op.identifier.starts_with("local://")
+                && op.attrs.get("local.session").is_none_or(String::is_empty) =>
+        {
+            VertexDigest(Digest::of(format!("{digest} {session}")))
+        }
+        _ => VertexDigest(digest),
+    }
 }
 
 /// Says which vertex a refusal is about; where that is in the input is for the caller to add.

@@ -60,7 +60,9 @@ impl fmt::Display for LimitExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let limit = self.limit;
         match self.kind {
-            LimitKind::Step => write!(f, "time limit exceeded: the step ran longer than {limit:?} (step limit)"),
+            LimitKind::Step => {
+                write!(f, "time limit exceeded: the step ran longer than {limit:?} (step limit)")
+            }
             LimitKind::Silence => {
                 write!(f, "time limit exceeded: the step wrote nothing for {limit:?} (silence limit)")
             }

@@ -57,13 +57,28 @@ pub(crate) struct QueryId(pub(crate) u64);
 #[derive(Debug)]
 pub(crate) enum Event {
     JobOpened(JobId),
-    BuildWanted { job: JobId, build: BuildId, graph: Arc<Graph>, edges: Vec<Edge> },
+    BuildWanted {
+        job: JobId,
+        build: BuildId,
+        graph: Arc<Graph>,
+        edges: Vec<Edge>,
+    },
     BuildDropped(BuildId),
     JobClosed(JobId),
-    Queried { query: QueryId, found: Result<Found> },
-    Done { work: WorkId, reply: Reply },
+    Queried {
+        query: QueryId,
+        found: Result<Found>,
+    },
+    Done {
+        work: WorkId,
+        reply: Reply,
+    },
     /// A job waits for this work no longer: a limit of its own has passed. The clock is the driver's.
-    Expired { work: WorkId, job: JobId, error: OpError },
+    Expired {
+        work: WorkId,
+        job: JobId,
+        error: OpError,
+    },
 }
 
 /// The answer to a look-up: keys with their records, and which inputs reached any key.

@@ -210,7 +210,8 @@ fn asking_and_giving_up_leaves_nothing_behind() {
     let (keys, runs) = (MemoryKeys::new(), Runs::default());
     let mut script = Script::new("slow", 0);
     script.slot = Slot::Process;
-    let vertices = vec![script.vertex("slow", &[], &runs), Script::new("user", 1).vertex("user", &[(0, 0)], &runs)];
+    let vertices =
+        vec![script.vertex("slow", &[], &runs), Script::new("user", 1).vertex("user", &[(0, 0)], &runs)];
     let graph = Arc::new(Graph::new(vertices).unwrap());
     let mut bench = Bench::new(&keys);
     bench.want(1, &graph, last(&graph));
@@ -312,7 +313,9 @@ fn check_told(
     let mut needed = vec![false; graph.vertices().len()];
     needed[edge.vertex.0 as usize] = true;
     let mut shown = BTreeSet::new();
-    for (index, vertex) in graph.vertices().iter().enumerate().rev().filter(|(index, _)| *index <= edge.vertex.0 as usize) {
+    for (index, vertex) in
+        graph.vertices().iter().enumerate().rev().filter(|(index, _)| *index <= edge.vertex.0 as usize)
+    {
         if !needed[index] {
             continue;
         }

@@ -224,10 +224,8 @@ impl Scheduler {
     /// Starts what the gates let pass.
     pub(super) fn open_gates(&mut self, effects: &mut Vec<Effect>) {
         let Self { processes, light, .. } = self;
-        let passed: Vec<_> = [processes, light]
-            .into_iter()
-            .flat_map(|gate| std::iter::from_fn(|| gate.pass()))
-            .collect();
+        let passed: Vec<_> =
+            [processes, light].into_iter().flat_map(|gate| std::iter::from_fn(|| gate.pass())).collect();
         for id in passed {
             self.start(id, effects);
         }
@@ -339,13 +337,7 @@ impl Scheduler {
         self.fail_waiting(id, &of_job, error, effects);
     }
 
-    fn fail_waiting(
-        &mut self,
-        id: WorkId,
-        waiters: &[Waiting],
-        error: &OpError,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn fail_waiting(&mut self, id: WorkId, waiters: &[Waiting], error: &OpError, effects: &mut Vec<Effect>) {
         for waiting in waiters {
             if self.still_waits(*waiting) {
                 self.leave_work(id, waiting.node, Some(error), effects);

@@ -354,7 +354,8 @@ impl Simulation {
     }
 
     fn expire(&mut self) -> Step {
-        let running: Vec<_> = self.calls.iter().filter(|(_, call)| call.is_run()).map(|(id, _)| *id).collect();
+        let running: Vec<_> =
+            self.calls.iter().filter(|(_, call)| call.is_run()).map(|(id, _)| *id).collect();
         if running.is_empty() {
             return Ok(());
         }

@@ -112,7 +112,8 @@ impl Stories {
         for (digest, outcome) in roots {
             let last = self.vertices.get(digest).and_then(|story| story.last.as_ref());
             let shown = last.and_then(|last| last.outcome.as_ref());
-            if shown != Some(outcome) && !self.twins && roots.iter().filter(|(d, _)| d == digest).count() == 1 {
+            if shown != Some(outcome) && !self.twins && roots.iter().filter(|(d, _)| d == digest).count() == 1
+            {
                 return Err(format!("{digest} shows {shown:?}, its result says {outcome:?}"));
             }
         }
