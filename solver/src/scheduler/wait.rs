@@ -1,5 +1,7 @@
 //! Waiting: who wants how much of which edge, and what happens when it is there, fails or is wanted no more.
 
+use std::cmp::Reverse;
+
 use crate::error::SolveError;
 use crate::scheduler::node::{Level, NodeId, Stage, Waiter, Who};
 use crate::scheduler::{Effect, JobId, Scheduler, WorkId};
@@ -215,36 +217,24 @@ impl Scheduler {
     fn suspend(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
         self.stop_waiting(id, effects);
         for out in &mut self.nodes[id].outs {
-            out.waiters.clear();
+            // Whoever waits for no more than is known is about to be told: an op has several outputs, and the first one
+            // may have ended a build.
+            let level = out.level();
+            out.waiters.retain(|waiter| waiter.level <= level);
             out.want = Level::Nothing;
         }
     }
 
-    /// Takes back the wishes of a job that none of its builds has any more.
+    /// Takes back the wishes of a job that none of its builds has any more: users first, so that what only they wanted
+    /// follows. Whoever is still waited for forgets those that have gone; a job may ask and give up without end.
     pub(super) fn withdraw(&mut self, job: JobId, effects: &mut Vec<Effect>) {
         let Some(state) = self.jobs.get(&job) else { return };
-        if state.waiting.is_empty() {
-            return;
-        }
-        let mut wanted = std::collections::HashSet::new();
-        let roots = state.builds.iter().filter_map(|build| self.builds.get(build));
-        let mut open: Vec<_> = roots.flat_map(|build| build.edges.iter().copied()).collect();
-        while let Some((id, output)) = open.pop() {
-            let node = &self.nodes[id];
-            let there = node.out(output).is_some_and(|out| out.done.is_some());
-            if !there && wanted.insert(id) {
-                open.extend(node.inputs.iter().copied());
-            }
-        }
-        let mut unwanted: Vec<_> = state.waiting.iter().copied().filter(|id| !wanted.contains(id)).collect();
-        unwanted.sort_unstable();
-        for id in unwanted {
-            self.suspend(id, effects);
-        }
-        // Whoever is still waited for forgets those who were just suspended: a job may ask and give up without end.
-        for id in wanted {
-            if self.nodes[id].wait.pending > 0 {
-                self.prune(id);
+        let mut waiting: Vec<_> = state.waiting.iter().copied().collect();
+        waiting.sort_unstable_by_key(|id| Reverse(self.nodes[*id].seq));
+        for id in waiting {
+            self.prune(id);
+            if !self.nodes[id].unsatisfied() {
+                self.suspend(id, effects);
             }
         }
     }
