@@ -186,8 +186,10 @@ impl Engine {
         let _registered = self.register(&state);
         let run = self.run(&request, &state, exporters, &left_out, result);
         let Some(limit) = limits.build else { return run.await };
+        // Outlives the moment at which the steps under way are told why they stop.
+        tokio::pin!(run);
         tokio::select! {
-            outcome = run => outcome,
+            outcome = &mut run => outcome,
             () = tokio::time::sleep(limit) => {
                 let exceeded = LimitExceeded::build(limit);
                 state.job.expire(&exceeded);
