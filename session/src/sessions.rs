@@ -242,6 +242,7 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.session.inner.closed.cancel();
+        tracing::debug!(session = self.session.id(), "session is over");
         let mut open = self.shared.lock();
         let id = &self.session.inner.id;
         // It may have been replaced by now.

@@ -20,6 +20,8 @@ const BERT: &str = "YmVydDpzZWNyZXQ=";
 /// A registry for two users, behind a proxy that holds answers back.
 struct Guarded {
     _registry: Registry,
+    /// Read anew by the registry.
+    _passwords: TempDir,
     proxy: Proxy,
     image: String,
 }
@@ -130,8 +132,8 @@ fn carry(mut from: TcpStream, mut to: TcpStream, mut tell: impl FnMut(&[u8])) {
 
 impl Guarded {
     fn new() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("kiln-htpasswd-").tempdir()?.keep();
-        let file = dir.join("htpasswd");
+        let dir = tempfile::Builder::new().prefix("kiln-htpasswd-").tempdir()?;
+        let file = dir.path().join("htpasswd");
         std::fs::write(&file, format!("anna:{HASH}\nbert:{HASH}\n"))?;
         let auth = format!("auth:\n  htpasswd:\n    realm: kiln\n    path: {}\n", file.display());
         let registry = Registry::with_config(&auth)?;
@@ -149,10 +151,9 @@ impl Guarded {
                 &to,
             ],
         )?;
-        std::fs::remove_dir_all(&dir).ok();
         let proxy = Proxy::start(registry.address())?;
         let image = format!("{}/private/base:latest", proxy.address);
-        Ok(Self { _registry: registry, proxy, image })
+        Ok(Self { _registry: registry, _passwords: dir, proxy, image })
     }
 
     /// A client of `site` with these credentials, and where it puts its result.
@@ -200,7 +201,7 @@ fn a_pull_goes_on_with_anothers_credentials() -> Result<()> {
         // He waits for the step that she has begun, or has found his own way past what is held.
         bert.wait_for("RUN echo lent")?;
         anna.kill()?;
-        wait_for("the daemon to notice", LIMIT, None, || site.daemon.log().contains("session ended"))?;
+        wait_for("the daemon to notice", LIMIT, None, || site.daemon.log().contains("session is over"))?;
         let before = guarded.proxy.seen(ANNA);
         guarded.proxy.release();
         bert.finish()?.success().with_context(|| format!("killed after {point} of {all} bytes"))?;

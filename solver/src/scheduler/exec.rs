@@ -220,7 +220,7 @@ impl Scheduler {
         let wanted: Vec<_> = node
             .outs
             .iter()
-            .filter(|out| out.unsatisfied() && out.want == Level::Complete)
+            .filter(|out| out.lacks_result())
             .map(|out| out.output)
             .collect();
         let Some(first) = wanted.first().copied() else { return };
@@ -497,7 +497,7 @@ impl Scheduler {
     fn check_outputs(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
         let node = &self.nodes[id];
         let ran = |work: &WorkId| matches!(self.works.get(work), Some(Work { kind: Kind::Exec(exec), .. }) if exec.ran);
-        let missing = node.outs.iter().find(|out| out.unsatisfied() && out.want == Level::Complete);
+        let missing = node.outs.iter().find(|out| out.lacks_result());
         if let Some(out) = missing
             && node.held.last().is_some_and(ran)
         {

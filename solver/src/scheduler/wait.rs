@@ -11,11 +11,11 @@ impl Scheduler {
     /// Asks for an edge up to `level`; returns whether it is known so far already. If not, `who` is told later.
     pub(super) fn demand(&mut self, id: NodeId, output: OutputIndex, level: Level, who: Who) -> bool {
         let out = self.nodes[id].out_mut(output);
-        if out.level() >= level {
+        if out.has(level) {
             return true;
         }
         out.waiters.push(Waiter { who, level });
-        out.want = out.want.max(level);
+        out.want(level);
         self.make_ready(id);
         false
     }
@@ -87,7 +87,10 @@ impl Scheduler {
                 Who::Node { node, epoch, .. } => self.waits(node, epoch),
                 Who::Build(build) => self.builds.contains_key(&build),
             });
-            out.want = out.waiters.iter().map(|waiter| waiter.level).max().unwrap_or_default();
+            (out.want, out.want_keys) = Default::default();
+            for level in out.waiters.iter().map(|waiter| waiter.level).collect::<Vec<_>>() {
+                out.want(level);
+            }
         }
         self.nodes[id].outs = outs;
     }
@@ -113,10 +116,9 @@ impl Scheduler {
     /// Tells those who waited for no more of an output than is known now.
     pub(super) fn notify(&mut self, id: NodeId, output: OutputIndex, effects: &mut Vec<Effect>) {
         let out = self.nodes[id].out_mut(output);
-        let level = out.level();
         let unmatched = out.done.is_none() && out.ids.is_empty();
         let waiters = std::mem::take(&mut out.waiters);
-        let (told, kept) = waiters.into_iter().partition(|waiter| waiter.level <= level);
+        let (told, kept) = waiters.into_iter().partition(|waiter| out.has(waiter.level));
         out.waiters = kept;
         for waiter in told {
             match waiter.who {
@@ -172,7 +174,7 @@ impl Scheduler {
             let mut waiters = Vec::new();
             for out in &mut self.nodes[id].outs {
                 waiters.append(&mut out.waiters);
-                out.want = Level::Nothing;
+                (out.want, out.want_keys) = Default::default();
             }
             for waiter in waiters {
                 match waiter.who {
@@ -219,9 +221,9 @@ impl Scheduler {
         for out in &mut self.nodes[id].outs {
             // Whoever waits for no more than is known is about to be told: an op has several outputs, and the first one
             // may have ended a build.
-            let level = out.level();
-            out.waiters.retain(|waiter| waiter.level <= level);
-            out.want = Level::Nothing;
+            let waiters = std::mem::take(&mut out.waiters);
+            out.waiters = waiters.into_iter().filter(|waiter| out.has(waiter.level)).collect();
+            (out.want, out.want_keys) = Default::default();
         }
     }
 

@@ -129,8 +129,9 @@ impl Scheduler {
             return self.join_work(work, node, output, effects);
         }
         let call = call(&self.nodes[node]);
-        // Only sources show while their keys are computed: it is what takes time there.
-        let shows = matches!(call, Call::CacheMap { .. }) && self.nodes[node].inputs.is_empty();
+        // Only sources show while their first key is computed: it is what takes time there.
+        let shows =
+            matches!(call, Call::CacheMap { index: 0, .. }) && self.nodes[node].inputs.is_empty();
         let id = WorkId(self.fresh_id());
         self.by_key.insert(key.clone(), id);
         let kind = Kind::Simple { key, call, shows };
@@ -416,11 +417,14 @@ impl Scheduler {
         result: Option<ResultRef>,
         effects: &mut Vec<Effect>,
     ) {
-        let out = self.nodes[waiting.node].out_mut(waiting.output);
+        let node = &mut self.nodes[waiting.node];
+        let all_keys = node.maps_last || !node.inputs.is_empty();
+        let out = node.out_mut(waiting.output);
         let matched = if out.by_content { Matched::Content } else { Matched::Definition };
         let outcome = Outcome::Hit(Hit::new(record, matched));
         out.done = Some(Done { result, outcome: outcome.clone(), work: None });
-        out.settled = Level::Slow;
+        // A source that was found by one key may have others, for which its users can ask.
+        out.settled = if all_keys { Level::Slow } else { Level::Fast };
         out.loading = None;
         effects.push(Effect::Cached { job: waiting.job, vertex: waiting.vertex, outcome });
         self.notify(waiting.node, waiting.output, effects);

@@ -88,21 +88,26 @@ impl Stories {
         Ok(())
     }
 
-    /// After a build that gave results: everything below these vertices has ended well, they themselves with these
-    /// outcomes.
+    /// After a build that gave results, `alone` in its job: everything below these vertices has ended well, and they
+    /// themselves with these outcomes, where there is but a single output.
     pub(super) fn check_success(
         &self,
         graph: &Arc<Graph>,
-        roots: &[(VertexDigest, Outcome)],
+        roots: &[(VertexDigest, Outcome, bool)],
+        alone: bool,
     ) -> Result<(), String> {
         let vertices = graph.vertices();
-        let mut needed: Vec<_> = vertices.iter().map(|v| roots.iter().any(|(d, _)| *d == v.digest)).collect();
+        let mut needed: Vec<_> = vertices.iter().map(|v| roots.iter().any(|(d, ..)| *d == v.digest)).collect();
         for (index, vertex) in vertices.iter().enumerate().rev() {
             if !needed[index] {
                 continue;
             }
             vertex.inputs.iter().for_each(|edge| needed[edge.vertex.0 as usize] = true);
             let last = self.vertices.get(&vertex.digest).and_then(|story| story.last.as_ref());
+            // Another build of the job may go on with it.
+            if !alone && last.is_some_and(|last| last.completed.is_none() || last.error.is_some()) {
+                continue;
+            }
             let Some(last) = last.filter(|last| last.completed.is_some()) else {
                 return Err(format!("`{}` has not ended, though its build has: {last:?}", vertex.name));
             };
@@ -110,12 +115,12 @@ impl Stories {
                 return Err(format!("`{}` shows `{error}`, though its build succeeded", vertex.name));
             }
         }
-        for (digest, outcome) in roots {
+        for (digest, outcome, single) in roots {
             let last = self.vertices.get(digest).and_then(|story| story.last.as_ref());
             let shown = last.and_then(|last| last.outcome.as_ref());
             // The outputs of one vertex may have come in different ways.
-            let same = shown.is_some_and(|shown| discriminant(shown) == discriminant(outcome));
-            if !same && !self.twins && roots.iter().all(|(other, way)| other != digest || way == outcome) {
+            let same = shown.is_some_and(|shown| !single || discriminant(shown) == discriminant(outcome));
+            if !same && alone && !self.twins {
                 return Err(format!("{digest} shows {shown:?}, its result says {outcome:?}"));
             }
         }
