@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use kiln_solver::{
-    Backlink, CacheKeys, CacheRecord, KeyAndSelector, KeyDigest, KeyId, Lookup, NewKey, Origin, OutputIndex, ResultRef,
-    ResultValue,
+    Backlink, CacheKeys, CacheRecord, KeyAndSelector, KeyDigest, KeyId, Lookup, NewKey, Origin, OutputIndex,
+    ResultRef, ResultValue,
 };
 use rusqlite::{Connection, Transaction};
 
@@ -167,7 +167,9 @@ impl CacheKeys for CatalogueKeys {
                 .map_err(|_| Error::damaged(key.as_str(), format!("link with digest `{}`", link.digest)))?;
             let selector = match link.selector.as_str() {
                 "" => None,
-                text => Some(text.parse().map_err(|_| Error::damaged(key.as_str(), "link with a bad selector"))?),
+                text => {
+                    Some(text.parse().map_err(|_| Error::damaged(key.as_str(), "link with a bad selector"))?)
+                }
             };
             let digest = digest.root(OutputIndex(output));
             links.push(Backlink { input, from: KeyId::new(from), selector, digest });

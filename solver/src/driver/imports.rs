@@ -81,9 +81,7 @@ impl Imports {
             let mut own = NewKey { deps: Vec::new(), ..by.clone() };
             for ways in &by.deps {
                 let usable = |way: &&KeyAndSelector| {
-                    !way.key.is_imported()
-                        || done.contains(&way.key)
-                        || state.adopted.contains_key(&way.key)
+                    !way.key.is_imported() || done.contains(&way.key) || state.adopted.contains_key(&way.key)
                 };
                 let named = |way: &KeyAndSelector| KeyAndSelector {
                     key: state.adopted.get(&way.key).unwrap_or(&way.key).clone(),
@@ -132,11 +130,7 @@ impl fmt::Debug for Imports {
 }
 
 /// Answers a look-up out of all stores: the union of what they know.
-async fn find_everywhere(
-    keys: &dyn CacheKeys,
-    imports: &[Arc<Imports>],
-    query: &Query,
-) -> Result<Found> {
+async fn find_everywhere(keys: &dyn CacheKeys, imports: &[Arc<Imports>], query: &Query) -> Result<Found> {
     let asked = imports.iter().flat_map(|imports| imports.sources().into_iter().map(move |s| (imports, s)));
     let answers = join_all(asked.map(|(imports, source)| async move {
         let mut all = Lookup { keys: Vec::new(), reached: vec![false; query.deps.len()] };

@@ -391,7 +391,8 @@ impl Bench {
         let outcomes = results.iter().map(|result| result.outcome.clone()).collect();
         job.discard().await;
         let runs = self.runs.lock().unwrap();
-        let ran = runs.iter().filter(|(label, count)| before.get(*label).copied().unwrap_or_default() < **count);
+        let ran =
+            runs.iter().filter(|(label, count)| before.get(*label).copied().unwrap_or_default() < **count);
         let mut ran: Vec<_> = ran.map(|(label, _)| label.clone()).collect();
         ran.sort();
         (text, ran.join(" "), outcomes)

@@ -87,8 +87,7 @@ impl KeySource for MemorySource {
         let translate = |way: &KeyAndSelector| {
             self.ours(&way.key).map(|key| KeyAndSelector { key, selector: way.selector })
         };
-        let deps: Vec<Vec<_>> =
-            deps.iter().map(|ways| ways.iter().filter_map(translate).collect()).collect();
+        let deps: Vec<Vec<_>> = deps.iter().map(|ways| ways.iter().filter_map(translate).collect()).collect();
         let mut found = self.keys.query(&deps, digest, output).unwrap_or_default();
         found.keys.iter_mut().for_each(|key| *key = self.theirs(key));
         found

@@ -9,7 +9,9 @@ use crate::driver::find;
 use crate::error::{OpError, SolveError};
 use crate::keys::CacheKeys;
 use crate::op::ResultRef;
-use crate::scheduler::{BuildId, Call, Effect, Event, JobId, Limits, Loaded, Query, Reply, Scheduler, WorkId};
+use crate::scheduler::{
+    BuildId, Call, Effect, Event, JobId, Limits, Loaded, Query, Reply, Scheduler, WorkId,
+};
 use crate::testing::memory_keys::MemoryKeys;
 use crate::testing::oracle::{context, expected, now};
 use crate::testing::random::{GraphSpec, Rng};

@@ -64,7 +64,8 @@ pub async fn source_conformance<S: KeySource>(mut make: impl AsyncFnMut(&[Source
         let found = source.query(&[way(&base, selector)], &digest(name), OutputIndex(output)).await;
         assert_eq!((found.keys.len(), found.reached), (0, vec![false]));
     }
-    let copy = one(source.query(&[way(&run, None), way(&content, None)], &digest("copy"), OutputIndex(0)).await);
+    let copy =
+        one(source.query(&[way(&run, None), way(&content, None)], &digest("copy"), OutputIndex(0)).await);
     for first in [way(&base, None), [way(&base, None), way(&run, None)].concat()] {
         assert_eq!(
             one(source.query(&[first, way(&content, None)], &digest("copy"), OutputIndex(0)).await),
@@ -77,7 +78,8 @@ pub async fn source_conformance<S: KeySource>(mut make: impl AsyncFnMut(&[Source
     // Another store's names lead nowhere (2).
     let theirs = one(other.query(&[way(&base, select)], &digest("run"), OutputIndex(1)).await);
     assert_ne!(theirs, run);
-    let found = source.query(&[way(&theirs, None), way(&content, None)], &digest("copy"), OutputIndex(0)).await;
+    let found =
+        source.query(&[way(&theirs, None), way(&content, None)], &digest("copy"), OutputIndex(0)).await;
     assert_eq!((found.keys.len(), found.reached), (0, vec![false, true]));
     assert!(source.records(&theirs).is_empty() && source.backlinks(&theirs).is_empty());
 
