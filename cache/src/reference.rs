@@ -196,6 +196,11 @@ impl Ref {
         self.0.state().published
     }
 
+    /// Whether it is a merge of others.
+    pub fn is_merge(&self) -> bool {
+        self.0.kind == Kind::Merge
+    }
+
     /// Records directly below it, bottom first.
     pub fn parents(&self) -> Vec<Self> {
         self.0.parents.iter().map(|(_, parent)| parent.clone()).collect()

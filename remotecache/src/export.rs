@@ -38,7 +38,7 @@ pub struct Documents {
     pub config: Descriptor,
     /// Its bytes.
     pub config_bytes: Bytes,
-    /// The layers in the order of the config, each once.
+    /// The layers in the order of the config, each blob once.
     pub layers: Vec<ExportedLayer>,
 }
 
@@ -87,10 +87,10 @@ impl Export<'_> {
         let config = Descriptor::of(CONFIG_TYPE, &config_bytes);
         let mut described: Vec<Descriptor> = Vec::new();
         let mut once: Vec<ExportedLayer> = Vec::new();
-        // Layers of one blob on different ones stand side by side in the config.
+        // A blob that stands on different ones is listed as often as in the config, side by side, and written once.
         for layer in layers {
+            described.push(self.describe(&layer));
             if once.last().is_none_or(|last| last.descriptor.digest != layer.descriptor.digest) {
-                described.push(self.describe(&layer));
                 once.push(layer);
             }
         }

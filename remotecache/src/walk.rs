@@ -42,7 +42,8 @@ impl std::fmt::Debug for Walk<'_> {
 /// Collects the records of these results and of all they are made of.
 ///
 /// Of the results, keys without inputs (images, local directories) carry none; `min` makes layers for the first result
-/// on each way down, and takes of those below what has blobs already; a step that says so exports none.
+/// on each way down, and takes of those below what has blobs already. Merges that are only merged again have none
+/// either: merging costs nothing. That a step asks to be left out changes nothing, as with moby/buildkit.
 ///
 /// # Errors
 /// Those of the stores and of making layers.
@@ -63,13 +64,14 @@ pub async fn collect(walk: Walk<'_>, results: &[ResultKey]) -> Result<Records> {
         }
     }
     for (graph, tops) in graphs {
-        let made = layers.results(&graph, &tops).await?;
+        let mut made = layers.results(&graph, &tops).await?;
+        leave_out_inner_merges(&graph, &tops, &mut made);
         let mut places: Vec<Vec<RecordIndex>> = Vec::with_capacity(graph.nodes.len());
         for (node, made) in graph.nodes.iter().zip(made) {
             let own = links.add_node(&mut records, node, &places)?;
-            if let Some((created_at, layers)) = made {
+            if let Some(made) = made {
                 for index in &own {
-                    records.attach(*index, created_at, layers.clone());
+                    records.attach(*index, made.created_at, made.layers.clone());
                 }
             }
             places.push(own);
@@ -88,7 +90,16 @@ enum Want {
     Made,
 }
 
-type Made = Option<(SystemTime, Vec<ExportedLayer>)>;
+type Made = Option<MadeResult>;
+
+/// A result to be exported.
+#[derive(Clone)]
+struct MadeResult {
+    created_at: SystemTime,
+    layers: Vec<ExportedLayer>,
+    /// It is a merge of others.
+    merged: bool,
+}
 
 /// The layers of results, each looked at once.
 struct LayerCache<'a> {
@@ -135,16 +146,17 @@ impl LayerCache<'_> {
 
     /// A node's result with its layers; none where it has none to export.
     async fn result(&self, node: &KeyNode, make: bool) -> Result<Made> {
-        if node.inputs.is_empty() || node.export_cache == Some(false) {
+        if node.inputs.is_empty() {
             return Ok(None);
         }
         let Some((created_at, state)) = self.find(node).await? else { return Ok(None) };
+        let merged = state.is_merge();
         let mut layers = Vec::new();
         for layer in state.layer_sequence() {
             let Some(layer) = self.layer(&layer, make).await? else { return Ok(None) };
             layers.push(layer);
         }
-        Ok((!layers.is_empty()).then_some((created_at, layers)))
+        Ok((!layers.is_empty()).then_some(MadeResult { created_at, layers, merged }))
     }
 
     async fn layer(&self, layer: &Ref, make: bool) -> Result<Option<ExportedLayer>> {
@@ -186,6 +198,27 @@ impl LayerCache<'_> {
 
 fn state(result: &ResultRef) -> Option<Ref> {
     result.downcast::<Ref>().cloned()
+}
+
+/// Leaves out merges that nothing but merges is made of.
+fn leave_out_inner_merges(graph: &KeyGraph, tops: &[usize], made: &mut [Made]) {
+    let merged: Vec<bool> = made.iter().map(|made| made.as_ref().is_some_and(|made| made.merged)).collect();
+    let mut users = vec![(0, 0); graph.nodes.len()];
+    for (index, node) in graph.nodes.iter().enumerate() {
+        for input in node.inputs.iter().flatten() {
+            if let KeyOrigin::Node(from) = &input.from
+                && let Some((all, merges)) = users.get_mut(from.0 as usize)
+            {
+                *all += 1;
+                *merges += usize::from(merged[index]);
+            }
+        }
+    }
+    for (index, (all, merges)) in users.into_iter().enumerate() {
+        if all > 0 && all == merges && merged[index] && !tops.contains(&index) {
+            made[index] = None;
+        }
+    }
 }
 
 /// Hands what is wanted on to a node's inputs.

@@ -161,8 +161,8 @@ struct LazyDir<'a> {
 
 struct Made {
     root: Root,
-    /// Takes over the source's metadata at the end.
-    stamped: bool,
+    /// Was there before, as the top of what is copied: takes over the source's times at the end, and nothing else.
+    existed: bool,
 }
 
 impl Copier<'_> {
@@ -274,18 +274,18 @@ impl Copier<'_> {
         }
         let root = self.dest.open_dir(&dir.path)?;
         let top_level = dir.parent.is_none();
-        let made = Made { root, stamped: dir.source.is_some() && !(existed && top_level) };
+        let made = Made { root, existed: existed && top_level };
         Ok(&dir.made.get_or_init(|| made).root)
     }
 
     /// Gives a directory its metadata, after everything was put into it.
     fn finish_dir(&self, dir: &LazyDir<'_>) -> Result<()> {
         let (Some(made), Some((source, metadata))) = (dir.made.get(), dir.source) else { return Ok(()) };
-        if made.stamped {
-            copy_xattrs(source, ".", &made.root, ".");
-            self.stamp(&made.root, ".", metadata)?;
+        if made.existed {
+            return self.set_times(&made.root, ".", metadata);
         }
-        Ok(())
+        copy_xattrs(source, ".", &made.root, ".");
+        self.stamp(&made.root, ".", metadata)
     }
 
     fn copy_entry(
@@ -357,6 +357,10 @@ impl Copier<'_> {
                 .map_or(metadata.mode, |m| m.apply(metadata.mode, metadata.is_dir()));
             root.chmod(path, mode)?;
         }
+        self.set_times(root, path, metadata)
+    }
+
+    fn set_times(&self, root: &Root, path: &str, metadata: &Metadata) -> Result<()> {
         let (atime, mtime) = match self.action.timestamp {
             -1 => (metadata.atime, metadata.mtime),
             timestamp => (nanoseconds(timestamp), nanoseconds(timestamp)),
