@@ -17,6 +17,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::{BuildBridge, BuildState, builtin};
+use crate::caches;
 use crate::error::{Error, Result};
 use crate::export;
 use crate::lending::JobInfo;
@@ -123,6 +124,7 @@ impl Engine {
         frontends: BTreeMap<String, Arc<dyn Frontend>>,
         limits: BuildLimits,
     ) -> Self {
+        worker.cache.check_sources(Arc::new(caches::LiveSources(worker.sessions.clone())));
         let solver = Solver::new(worker.cache.keys(), options);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let tools = Tools::new(worker.content.clone(), CodecPool::new(threads));
@@ -158,6 +160,7 @@ impl Engine {
         let limits = self.inner.limits.tightened(&mut request.attrs)?;
         check(&request, &self.inner.worker)?;
         let exporters = export::resolve(&self.inner.tools, &request)?;
+        let (caches, caches_left_out) = caches::resolve(&self.inner.worker, &request)?;
         let left_out = attestations(&request)?;
         let info = Arc::new(JobInfo { session_id: request.session_id.clone() });
         let context: JobContext = info.clone();
@@ -181,10 +184,17 @@ impl Engine {
             inputs: request.inputs.clone(),
             returned: Mutex::new(Some(returned)),
             resolutions: Arc::default(),
+            imports: Mutex::default(),
             kept: Mutex::default(),
         });
         let _registered = self.register(&state);
-        let run = self.run(&request, &state, exporters, &left_out, result);
+        let attestations = left_out
+            .iter()
+            .map(|kind| format!("[internal] {kind} attestation is not supported yet: exporting without it"));
+        let caches_left_out = caches_left_out.iter().map(|reason| format!("[internal] {reason}: ignored"));
+        let notes = attestations.chain(caches_left_out).collect();
+        let phase = export::Phase { tools: &self.inner.tools, exporters, caches };
+        let run = self.run(&request, &state, notes, phase, result);
         let Some(limit) = limits.build else { return run.await };
         // Outlives the moment at which the steps under way are told why they stop.
         tokio::pin!(run);
@@ -202,24 +212,19 @@ impl Engine {
         &self,
         request: &BuildRequest,
         state: &Arc<BuildState>,
-        exporters: Vec<Arc<dyn kiln_exporter::Exporter>>,
-        left_out: &[String],
+        notes: Vec<String>,
+        phase: export::Phase<'_>,
         result: oneshot::Receiver<Result<FrontendResult>>,
     ) -> Result<BuildResponse> {
         let bridge = BuildBridge { state: state.clone() };
-        let attestations = left_out
-            .iter()
-            .map(|kind| format!("[internal] {kind} attestation is not supported yet: exporting without it"));
-        let imports = request.cache_imports.iter().map(|cache| {
-            format!("[internal] cache import `{}` is not supported yet: building without it", cache.kind)
-        });
-        for name in attestations.chain(imports) {
+        for name in notes {
             let digest = VertexDigest(Digest::of(name.as_bytes()));
             state.job.vertex_scope(&name, digest, |_| async { Ok::<(), Error>(()) }).await?;
         }
+        state.import(request.cache_imports.iter().cloned())?;
         let result = self.result(request, &bridge, result).await?;
         self.evaluate(&result).await?;
-        export::export(state, request, exporters, result).await
+        export::export(state, request, phase, result).await
     }
 
     /// Follows the progress of a build from its start. Waits for a build that has not begun, as long as the caller does.
@@ -393,13 +398,7 @@ fn check(request: &BuildRequest, worker: &Worker) -> Result<()> {
             )));
         }
     }
-    match request.cache_exports.first().map(|cache| cache.kind.as_str()) {
-        None => Ok(()),
-        Some(kind @ ("registry" | "local" | "inline" | "gha" | "s3" | "azblob")) => {
-            Err(Error::request(format!("cache exporter `{kind}` is not supported yet")))
-        }
-        Some(other) => Err(Error::request(format!("unknown cache exporter: {other:?}"))),
-    }
+    Ok(())
 }
 
 #[cfg(test)]

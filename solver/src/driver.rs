@@ -1,6 +1,7 @@
 //! Carrying out what the scheduler decides.
 
 mod calls;
+mod imports;
 mod job;
 mod limits;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::scheduler::{BuildId, Event, JobId, Limits, Scheduler, WorkId};
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use crate::driver::calls::find;
+pub use crate::driver::imports::JobKeys;
 pub use crate::driver::job::Job;
 pub use crate::driver::limits::{LimitExceeded, LimitKind, TimeLimits};
 #[cfg(any(test, feature = "testing"))]

@@ -11,6 +11,7 @@ mod kiln;
 mod lending;
 mod limits;
 mod registries;
+mod remote_cache;
 mod runs;
 mod sharing;
 mod support;

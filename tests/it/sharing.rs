@@ -71,7 +71,10 @@ fn a_small_build_does_not_wait_behind_anothers_hundred_steps() -> Result<()> {
     let mount = "--mount=type=cache,target=/c,id=count";
     let mut dockerfile = "ARG BASE\n".to_owned();
     for step in 0..MANY {
-        write!(dockerfile, "FROM $BASE AS s{step}\nRUN {mount} sleep 0.2; echo {step} >> /c/lines; : > /made\n")?;
+        write!(
+            dockerfile,
+            "FROM $BASE AS s{step}\nRUN {mount} sleep 0.2; echo {step} >> /c/lines; : > /made\n"
+        )?;
     }
     dockerfile.push_str("FROM scratch\n");
     (0..MANY).for_each(|step| dockerfile.push_str(&format!("COPY --from=s{step} /made /{step}\n")));

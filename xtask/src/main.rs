@@ -10,6 +10,7 @@ mod quickstart;
 mod shell;
 mod simulate;
 mod test;
+mod vectors;
 
 use clap::Parser;
 
@@ -29,6 +30,8 @@ enum Task {
     Simulate(simulate::Options),
     /// Measure named scenarios, alone or in turn with a peer of the same API.
     Bench(bench::Options),
+    /// Hold the binaries against a folder of recorded answers.
+    Vectors(vectors::Options),
     /// Check the crates' dependencies against the written table.
     Layers,
 }
@@ -40,6 +43,7 @@ fn main() -> anyhow::Result<()> {
         Task::Integration { filters } => integration::run(&filters),
         Task::Simulate(options) => simulate::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Vectors(options) => vectors::run(&options),
         Task::Layers => layers::check(),
     }
 }

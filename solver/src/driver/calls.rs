@@ -96,7 +96,7 @@ impl Shared {
                 Reply::ContentKey(op.content_key(cx, input, result.as_ref()).await)
             }
             Call::Exec { op, inputs } => Reply::Exec(op.exec(cx, inputs).await),
-            Call::Load { record } => Reply::Load(self.keys.load(&record).await),
+            Call::Load { record } => Reply::Load(self.load(&record).await),
             Call::Save { items } => {
                 let mut ids = Vec::with_capacity(items.len());
                 for (keys, result) in items {
@@ -120,6 +120,11 @@ impl Shared {
     pub(super) async fn follow_up(self: &Arc<Self>, mut later: FollowUp) {
         let mut done = 0;
         while let Some(query) = later.queries.pop_front() {
+            let imports = self.lock().imports_of(&query.jobs);
+            if !imports.is_empty() {
+                self.look_everywhere(query, imports);
+                continue;
+            }
             let found = self.find(&query);
             {
                 let mut state = self.lock();

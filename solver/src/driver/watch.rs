@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::State;
+use crate::driver::imports::Imports;
 use crate::driver::limits::{Guard, TimeLimits};
 use crate::error::OpError;
 use crate::op::{JobContext, OpContext, WaiterSet};
@@ -20,6 +21,8 @@ pub(crate) struct WatchedJob {
     pub(super) context: JobContext,
     pub(super) log: Arc<JobLog>,
     pub(super) limits: TimeLimits,
+    /// The caches it has imported; none for most.
+    pub(super) imports: Option<Arc<Imports>>,
     /// What is fixed of the events of each vertex.
     templates: HashMap<VertexDigest, VertexEvent>,
 }
@@ -203,7 +206,7 @@ impl State {
 
 impl WatchedJob {
     pub(crate) fn new(context: JobContext, log: Arc<JobLog>, limits: TimeLimits) -> Self {
-        Self { context, log, limits, templates: HashMap::new() }
+        Self { context, log, limits, imports: None, templates: HashMap::new() }
     }
 
     /// Ends the job's log.

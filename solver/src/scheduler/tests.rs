@@ -9,7 +9,7 @@ use crate::keys::CacheKeys;
 use crate::op::Slot;
 use crate::outcome::Outcome;
 use crate::progress::{JobLog, ProgressEvent, ProgressStream, VertexEvent};
-use crate::scheduler::{BuildId, Call, Effect, Event, JobId, Limits, Reply};
+use crate::scheduler::{BuildId, Call, Effect, Event, JobId, Limits, Loaded, Reply};
 use crate::testing::{Disturbances, GraphSpec, MemoryKeys, Oracle, Report, Rng, Script, Value, VertexSpec};
 use crate::testing::{oracle_context, oracle_expected, oracle_now, replay, simulate, simulate_many};
 use crate::vertex::{Edge, Graph, OutputIndex, Vertex, VertexDigest, VertexIndex};
@@ -94,7 +94,10 @@ fn answer(keys: &MemoryKeys, call: Call, ran: &mut Vec<String>) -> Reply {
             });
             Reply::Exec(made)
         }
-        Call::Load { record } => Reply::Load(keys.load(&record).now_or_never().unwrap()),
+        Call::Load { record } => {
+            let loaded = keys.load(&record).now_or_never().unwrap();
+            Reply::Load(loaded.map(|found| found.map(|result| Loaded { result, adopted: None })))
+        }
         Call::Save { items } => {
             let save =
                 |(new, result): &(Vec<_>, Option<_>)| keys.save(new, result.as_ref()).now_or_never().unwrap();

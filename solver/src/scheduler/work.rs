@@ -9,7 +9,7 @@ use crate::op::{ResultRef, Slot};
 use crate::outcome::{Hit, Matched, Outcome};
 use crate::scheduler::exec::Exec;
 use crate::scheduler::node::{Done, Level, Node, NodeId, Stage};
-use crate::scheduler::{Call, Completion, Effect, JobId, Reply, Scheduler, WorkId};
+use crate::scheduler::{Call, Completion, Effect, JobId, Loaded, Reply, Scheduler, WorkId};
 use crate::vertex::{OutputIndex, VertexDigest};
 
 /// How often an input of one vertex may be found lost before that vertex fails.
@@ -110,6 +110,17 @@ impl Work {
         }
     }
 
+    /// The jobs that wait for it, each once.
+    pub(super) fn jobs(&self) -> Vec<JobId> {
+        let mut jobs: Vec<JobId> = Vec::new();
+        for waiting in &self.waiters {
+            if !jobs.contains(&waiting.job) {
+                jobs.push(waiting.job);
+            }
+        }
+        jobs
+    }
+
     fn waits_for(&self, job: JobId) -> bool {
         self.waiters.iter().any(|waiting| waiting.job == job)
     }
@@ -130,8 +141,7 @@ impl Scheduler {
         }
         let call = call(&self.nodes[node]);
         // Only sources show while their first key is computed: it is what takes time there.
-        let shows =
-            matches!(call, Call::CacheMap { index: 0, .. }) && self.nodes[node].inputs.is_empty();
+        let shows = matches!(call, Call::CacheMap { index: 0, .. }) && self.nodes[node].inputs.is_empty();
         let id = WorkId(self.fresh_id());
         self.by_key.insert(key.clone(), id);
         let kind = Kind::Simple { key, call, shows };
@@ -213,12 +223,8 @@ impl Scheduler {
             GateKind::Light => &mut self.light,
             GateKind::Process => &mut self.processes,
         };
-        let mut jobs: Vec<JobId> = Vec::new();
-        for waiting in &work.waiters {
-            if !jobs.contains(&waiting.job) {
-                jobs.push(waiting.job);
-                gate.enqueue(waiting.job, id);
-            }
+        for job in work.jobs() {
+            gate.enqueue(job, id);
         }
     }
 
@@ -305,9 +311,9 @@ impl Scheduler {
             ) => {
                 self.call_failed(&waiters, input, result, &error, effects);
             }
-            (_, Call::Load { record }, Reply::Load(Ok(Some(result)))) => {
+            (_, Call::Load { record }, Reply::Load(Ok(Some(loaded)))) => {
                 for waiting in waiters {
-                    self.loaded(waiting, &record, result.clone(), effects);
+                    self.loaded(waiting, &record, loaded.clone(), effects);
                 }
             }
             (WorkKey::Load(record), ..) => {
@@ -414,7 +420,7 @@ impl Scheduler {
         &mut self,
         waiting: Waiting,
         record: &crate::keys::CacheRecord,
-        result: Option<ResultRef>,
+        loaded: Loaded,
         effects: &mut Vec<Effect>,
     ) {
         let node = &mut self.nodes[waiting.node];
@@ -422,7 +428,8 @@ impl Scheduler {
         let out = node.out_mut(waiting.output);
         let matched = if out.by_content { Matched::Content } else { Matched::Definition };
         let outcome = Outcome::Hit(Hit::new(record, matched));
-        out.done = Some(Done { result, outcome: outcome.clone(), work: None });
+        out.done = Some(Done { result: loaded.result, outcome: outcome.clone(), work: None });
+        out.ids.extend(loaded.adopted.filter(|key| !out.ids.contains(key)));
         // A source that was found by one key may have others, for which its users can ask.
         out.settled = if all_keys { Level::Slow } else { Level::Fast };
         out.loading = None;

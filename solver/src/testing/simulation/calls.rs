@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use crate::error::OpError;
 use crate::keys::CacheKeys;
 use crate::op::{ResultRef, Slot};
-use crate::scheduler::{Call, Event, JobId, Reply, WorkId};
+use crate::scheduler::{Call, Event, JobId, Loaded, Reply, WorkId};
 use crate::testing::memory_keys::MemoryKeys;
 use crate::testing::oracle::{context, now};
 use crate::testing::script::Value;
@@ -173,7 +173,8 @@ impl Simulation {
                 let _ = self.keys.lost(result).now_or_never();
             }
             Call::Load { record } if !matches!(reply, Reply::Load(Err(_))) => {
-                reply = Reply::Load(self.keys.load(record).now_or_never().unwrap_or(Ok(None)));
+                let loaded = self.keys.load(record).now_or_never().unwrap_or(Ok(None));
+                reply = Reply::Load(loaded.map(|found| found.map(|result| Loaded { result, adopted: None })));
             }
             // What was told to stop and ends well all the same is thrown away, unless somebody has come since.
             Call::Exec { .. } if !running.cancelled && matches!(reply, Reply::Exec(Ok(_))) => {

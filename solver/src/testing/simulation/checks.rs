@@ -143,6 +143,7 @@ fn loadable(execution: &Execution, output: OutputIndex, keys: &MemoryKeys) -> Ve
         digests: execution.digests.clone(),
         deps: execution.deps.clone(),
         output,
+        jobs: Vec::new(),
         records: true,
     };
     let records = find(keys, &query).map(|found| found.keys).unwrap_or_default();

@@ -487,7 +487,8 @@ impl Simulation {
                 let roots = wanted.edges.iter().zip(&results);
                 let roots: Vec<_> = roots
                     .map(|(edge, one)| {
-                        let single = expected(&wanted.graph, Edge { output: OutputIndex(1), ..*edge }).is_none();
+                        let single =
+                            expected(&wanted.graph, Edge { output: OutputIndex(1), ..*edge }).is_none();
                         (vertices[edge.vertex.0 as usize].digest, one.outcome.clone(), single)
                     })
                     .collect();

@@ -97,7 +97,8 @@ impl Stories {
         alone: bool,
     ) -> Result<(), String> {
         let vertices = graph.vertices();
-        let mut needed: Vec<_> = vertices.iter().map(|v| roots.iter().any(|(d, ..)| *d == v.digest)).collect();
+        let mut needed: Vec<_> =
+            vertices.iter().map(|v| roots.iter().any(|(d, ..)| *d == v.digest)).collect();
         for (index, vertex) in vertices.iter().enumerate().rev() {
             if !needed[index] {
                 continue;
