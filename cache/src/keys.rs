@@ -5,8 +5,8 @@ use std::{collections::HashSet, sync::Arc, time::SystemTime};
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use kiln_solver::{
-    CacheKeys, CacheRecord, KeyAndSelector, KeyDigest, KeyId, Lookup, NewKey, Origin, OutputIndex, ResultRef,
-    ResultValue,
+    CacheKeys, CacheRecord, GoneWhy, KeyAndSelector, KeyDigest, KeyId, Lookup, Memo, NewKey, Origin, OutputIndex,
+    Remembered, ResultRef, ResultValue, Wanted,
 };
 use rusqlite::{Connection, Transaction};
 
@@ -17,6 +17,7 @@ use crate::{
         rows,
     },
     manager::Inner,
+    memos,
     reference::{mark_published, publish},
 };
 
@@ -80,6 +81,15 @@ impl CacheKeys for CatalogueKeys {
     }
 
     async fn save(&self, keys: &[NewKey], result: Option<&ResultRef>) -> kiln_solver::Result<Vec<KeyId>> {
+        self.save_with(keys, result, None).await
+    }
+
+    async fn save_with(
+        &self,
+        keys: &[NewKey],
+        result: Option<&ResultRef>,
+        memo: Option<&Memo>,
+    ) -> kiln_solver::Result<Vec<KeyId>> {
         let result = match result {
             None => None,
             Some(value) => Some(value.downcast::<Ref>().cloned().ok_or_else(|| {
@@ -93,7 +103,7 @@ impl CacheKeys for CatalogueKeys {
             _ => Vec::new(),
         });
         let committed = Arc::clone(&pending);
-        let keys = keys.to_vec();
+        let (keys, memo) = (keys.to_vec(), memo.cloned());
         let now = rows::nanos(SystemTime::now());
         let saved = self
             .0
@@ -104,13 +114,16 @@ impl CacheKeys for CatalogueKeys {
                     let record = result.as_ref().map_or("", |result| result.id().as_str());
                     let mut ids = Vec::with_capacity(keys.len());
                     for key in &keys {
-                        let id = name(transaction, key)?;
+                        let id = name(transaction, key, memo.as_ref())?;
                         keys::add_key(transaction, id.as_str())?;
                         for_each_link(key, |from, link| {
                             keys::add_link(transaction, from, link, id.as_str())
                         })?;
                         if !lost {
                             keys::add_result(transaction, id.as_str(), record, now)?;
+                            if let Some(memo) = &memo {
+                                memos::save(transaction, &id, key, memo, now)?;
+                            }
                         }
                         ids.push(id);
                     }
@@ -120,6 +133,10 @@ impl CacheKeys for CatalogueKeys {
             )
             .await?;
         Ok(saved)
+    }
+
+    fn near(&self, wanted: &Wanted<'_>) -> kiln_solver::Result<Vec<Remembered>> {
+        Ok(self.0.db().read(|connection| memos::near(connection, wanted))?)
     }
 
     async fn link(&self, key: &NewKey, to: &KeyId) -> kiln_solver::Result<()> {
@@ -153,7 +170,7 @@ impl CatalogueKeys {
             .db()
             .write(move |transaction| {
                 if rows::seq_of(transaction, &id)?.is_none() {
-                    keys::release_results(transaction, &id)?;
+                    keys::release_results(transaction, &id, GoneWhy::Lost)?;
                 }
                 Ok(())
             })
@@ -229,13 +246,17 @@ fn find(
     Ok(Lookup { keys: common.unwrap_or_default().into_iter().map(KeyId::new).collect(), reached })
 }
 
-/// The name under which a key is saved: its root, the first found, or a new one.
-fn name(transaction: &Transaction<'_>, key: &NewKey) -> Result<KeyId> {
+/// The name under which a key is saved: its root, the first found, the one it has had before, or a new one.
+fn name(transaction: &Transaction<'_>, key: &NewKey, memo: Option<&Memo>) -> Result<KeyId> {
     if key.deps.is_empty() {
         return Ok(key.digest.root(key.output));
     }
     let found = find(transaction, &key.deps, &key.digest, key.output)?;
-    Ok(found.keys.into_iter().next().unwrap_or_else(|| KeyId::new(RecordId::random().to_string())))
+    if let Some(found) = found.keys.into_iter().next() {
+        return Ok(found);
+    }
+    let former = memo.map(|memo| memos::former_name(transaction, key, memo)).transpose()?.flatten();
+    Ok(former.unwrap_or_else(|| KeyId::new(RecordId::random().to_string())))
 }
 
 fn for_each_link(key: &NewKey, mut each: impl FnMut(&str, &Link) -> Result<()>) -> Result<()> {

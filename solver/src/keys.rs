@@ -10,6 +10,7 @@ use kiln_digest::Digest;
 use crate::error::Result;
 use crate::key::{KeyDigest, KeyId};
 use crate::op::ResultRef;
+use crate::reason::{Memo, Remembered, Wanted};
 use crate::vertex::OutputIndex;
 
 /// Knows which results exist for which keys.
@@ -32,6 +33,10 @@ use crate::vertex::OutputIndex;
 /// 8. `load` returns `None` for a record whose result is gone; such a record is not listed again.
 /// 9. `lost` makes sure that records of this result are not loaded again.
 /// 10. A missing match is never stored.
+/// 11. `save_with` is `save`, and saves the memo under the keys in the same transaction, in place of an older one. A
+///     memo goes with its key in the end; for some time after its result has gone it may stay to tell so.
+/// 12. `near` returns a bounded number of memos of this output: those saved with that name, that kin, one of those
+///     digests or that first input; newer ones rather than older ones.
 #[async_trait]
 pub trait CacheKeys: Debug + Send + Sync + 'static {
     /// Finds the keys with this op digest and output over these inputs. Short and synchronous; no network.
@@ -48,6 +53,27 @@ pub trait CacheKeys: Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// A dropped future has published all or nothing.
     async fn save(&self, keys: &[NewKey], result: Option<&ResultRef>) -> Result<Vec<KeyId>>;
+
+    /// Publishes a result as `save` does, with what it was made of. A store that remembers nothing needs no more than
+    /// this; one that wraps another hands the memo on.
+    ///
+    /// # Cancel safety
+    /// As `save`.
+    async fn save_with(
+        &self,
+        keys: &[NewKey],
+        result: Option<&ResultRef>,
+        memo: Option<&Memo>,
+    ) -> Result<Vec<KeyId>> {
+        let _ = memo;
+        self.save(keys, result).await
+    }
+
+    /// Returns what is remembered that comes near to what is wanted. Short and synchronous; no network. Decides nothing.
+    fn near(&self, wanted: &Wanted<'_>) -> Result<Vec<Remembered>> {
+        let _ = wanted;
+        Ok(Vec::new())
+    }
 
     /// Makes `to` findable through the inputs of `key` from now on.
     async fn link(&self, key: &NewKey, to: &KeyId) -> Result<()>;

@@ -3,6 +3,7 @@
 
 mod conformance;
 mod memory_keys;
+mod memos;
 mod oracle;
 mod random;
 mod script;
@@ -10,6 +11,7 @@ mod simulation;
 
 pub use crate::testing::conformance::conformance;
 pub use crate::testing::memory_keys::MemoryKeys;
+pub use crate::testing::memos::memo_conformance;
 pub use crate::testing::oracle::Oracle;
 #[cfg(test)]
 pub(crate) use crate::testing::oracle::{context as oracle_context, now as oracle_now};
