@@ -136,7 +136,7 @@ mod tests {
         fingerprint.set_kin("a kin");
         fingerprint.add("argument 0", "sh");
         fingerprint.add_to("mount /x", "type", "bind");
-        fingerprint.add_hidden("env TOKEN", "secret");
+        fingerprint.add_hidden("", "env TOKEN", "secret");
         let alternative = |key: &str, selector: Option<&str>| KeyAndSelector {
             key: KeyId::new(key),
             selector: selector.map(Digest::of),

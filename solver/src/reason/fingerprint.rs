@@ -70,9 +70,9 @@ impl Fingerprint {
         self.push(part, name, Some(shown), value);
     }
 
-    /// Adds a value that is compared but never kept.
-    pub fn add_hidden(&mut self, name: &str, value: &str) {
-        self.push("", name, None, value);
+    /// Adds a value of a part, or of the op itself for none, that is compared but never kept.
+    pub fn add_hidden(&mut self, part: &str, name: &str, value: &str) {
+        self.push(part, name, None, value);
     }
 
     fn push(&mut self, part: &str, name: &str, shown: Option<String>, value: &str) {

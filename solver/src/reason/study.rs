@@ -146,6 +146,6 @@ impl RunFacts {
         let rest = self.inputs.split_off(MAX_INPUTS);
         let keys = rest.iter().map(|input| input.offered.first().map_or("", |offered| offered.key.as_str()));
         let keys = keys.collect::<Vec<_>>().join("\n");
-        fingerprint.add_hidden(&format!("inputs from number {MAX_INPUTS} on"), &keys);
+        fingerprint.add_hidden("", &format!("inputs from number {MAX_INPUTS} on"), &keys);
     }
 }

@@ -13,7 +13,7 @@ fn fingerprint(text: &str) -> Fingerprint {
     for entry in text.split(';').filter(|entry| !entry.is_empty()) {
         let (name, value) = entry.split_once('=').unwrap();
         match (name.split_once('.'), value.strip_prefix('!')) {
-            (_, Some(secret)) => fingerprint.add_hidden(name, secret),
+            (_, Some(secret)) => fingerprint.add_hidden("", name, secret),
             (Some((part, name)), None) => fingerprint.add_to(part, name, value),
             (None, None) => fingerprint.add(name, value),
         }
