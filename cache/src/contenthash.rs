@@ -17,8 +17,8 @@ mod wildcard;
 pub use self::answer::nil_content_digest;
 pub(crate) use self::answer::{Trees, transferred};
 pub use self::changes::{ChangeLog, ContentChange};
-pub use self::listing::ListingChange;
 pub use self::header::{ContentHeader, EntryKind};
+pub use self::listing::ListingChange;
 pub use self::selector::ContentSelector;
 pub(crate) use self::tree::Tree;
 

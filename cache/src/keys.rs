@@ -5,14 +5,15 @@ use std::{collections::HashSet, sync::Arc, time::SystemTime};
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use kiln_solver::{
-    CacheKeys, CacheRecord, GoneWhy, KeyAndSelector, KeyDigest, KeyId, Lookup, Memo, NewKey, Origin, OutputIndex,
-    Remembered, ResultRef, ResultValue, Wanted,
+    CacheKeys, CacheRecord, GoneWhy, KeyAndSelector, KeyDigest, KeyId, Lookup, Memo, NewKey, Origin,
+    OutputIndex, Remembered, ResultRef, ResultValue, Wanted,
 };
 use rusqlite::{Connection, Transaction};
 
 use crate::{
     CacheManager, Error, RecordId, Ref, Result,
     db::{
+        self,
         keys::{self, Link},
         rows,
     },
@@ -137,6 +138,11 @@ impl CacheKeys for CatalogueKeys {
 
     fn near(&self, wanted: &Wanted<'_>) -> kiln_solver::Result<Vec<Remembered>> {
         Ok(self.0.db().read(|connection| memos::near(connection, wanted))?)
+    }
+
+    fn listing(&self, key: &KeyId, input: usize) -> kiln_solver::Result<Option<Vec<u8>>> {
+        let input = i64::try_from(input).unwrap_or(i64::MAX);
+        Ok(self.0.db().read(|connection| db::memos::listing(connection, key.as_str(), input))?)
     }
 
     async fn link(&self, key: &NewKey, to: &KeyId) -> kiln_solver::Result<()> {

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Memos that one way of looking finds.
-const FOUND: usize = 4;
+const FOUND: usize = 8;
 /// Alternatives of an input that are looked up, and that are remembered.
 const ALTERNATIVES: usize = 8;
 
@@ -49,8 +49,7 @@ pub(crate) fn save(
         body: body.encode(),
     };
     let kin = (!memo.fingerprint.kin().is_empty()).then(|| hook(memo.fingerprint.kin()));
-    let hooks =
-        [Some(hook(short_name(&memo.name))), kin, Some(hook(&key.digest.to_string())), base];
+    let hooks = [Some(hook(short_name(&memo.name))), kin, Some(hook(&key.digest.to_string())), base];
     let listings = memo.inputs.iter().zip(0_i64..);
     let listings = listings.filter_map(|(input, index)| Some((index, input.listing.as_deref()?)));
     memos::put(transaction, &row, hooks, listings)
@@ -89,18 +88,11 @@ pub(crate) fn near(connection: &Connection, wanted: &Wanted<'_>) -> Result<Vec<R
         }
     }
     let mut all = Vec::with_capacity(found.len());
-    for (seq, row) in found.into_iter().rev() {
+    for row in found.into_values().rev() {
         let Some(body) = Body::decode(&row.body) else { continue };
         let created_at = rows::time(row.created_at);
         let gone = row.gone.map(|(at, why)| (rows::time(at), why));
-        let mut remembered = body.remembered(KeyId::new(row.key), created_at, gone);
-        for (index, listing) in memos::listings(connection, seq)? {
-            let input = usize::try_from(index).ok().and_then(|index| remembered.memo.inputs.get_mut(index));
-            if let Some(input) = input {
-                input.listing = Some(listing);
-            }
-        }
-        all.push(remembered);
+        all.push(body.remembered(KeyId::new(row.key), created_at, gone));
     }
     Ok(all)
 }

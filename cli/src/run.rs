@@ -10,8 +10,8 @@ use kiln_client::api::control::{
 use kiln_client::api::pb;
 use kiln_client::{Client, SolveOptions, SolveOutcome};
 use kiln_progress::{
-    Difference, Display, Explanation, Log, Mode, Position, ProgressGroup, Range, Reason, SolveStatus, SourceInfo,
-    Status, Timestamp, Warning,
+    Difference, Display, Explanation, Log, Mode, Position, ProgressGroup, Range, Reason, SolveStatus,
+    SourceInfo, Status, Timestamp, Warning,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -66,7 +66,8 @@ impl Build {
         let (display, trace, explain) = (self.display, self.trace, self.explain);
         // On a thread of its own: a terminal that does not read must not hold the session up.
         let handle = tokio::runtime::Handle::current();
-        let showing = tokio::task::spawn_blocking(move || handle.block_on(show(display, trace, explain, updates)));
+        let showing =
+            tokio::task::spawn_blocking(move || handle.block_on(show(display, trace, explain, updates)));
         let outcome = {
             let solving = client.solve(self.options, progress);
             tokio::select! {

@@ -25,17 +25,14 @@ impl Explanation {
     /// Takes note of one update.
     pub fn take(&mut self, status: &SolveStatus) {
         for vertex in &status.vertexes {
-            match self.places.get(&vertex.digest).and_then(|place| self.steps.get_mut(*place)) {
-                Some(step) => {
-                    // What a later event leaves out has been said before.
-                    let reason = vertex.reason.clone().or_else(|| step.reason.take());
-                    *step = Vertex { reason, ..vertex.clone() };
-                }
-                None if self.steps.len() < MAX_STEPS => {
-                    self.places.insert(vertex.digest.clone(), self.steps.len());
-                    self.steps.push(vertex.clone());
-                }
-                None => {}
+            let known = self.places.get(&vertex.digest).copied();
+            if let Some(step) = known.and_then(|place| self.steps.get_mut(place)) {
+                // What a later event leaves out has been said before.
+                let reason = vertex.reason.clone().or_else(|| step.reason.take());
+                *step = Vertex { reason, ..vertex.clone() };
+            } else if self.steps.len() < MAX_STEPS {
+                self.places.insert(vertex.digest.clone(), self.steps.len());
+                self.steps.push(vertex.clone());
             }
         }
     }
@@ -146,10 +143,10 @@ fn difference(difference: &Difference) -> String {
                 (_, Some(now)) if difference.anew => format!("{input}, {}, was made anew", quoted(now)),
                 (None, Some(now)) => format!("{input}, {}, is new", quoted(now)),
                 (Some(was), None) => format!("{input} is gone; it was {}", quoted(was)),
-                (Some(was), Some(now)) if was != now => {
-                    let (was, now) = both(was, now);
-                    format!("{input} was {was}, is {now}")
-                }
+                (Some(was), Some(now)) if was != now => match is_long(was) || is_long(now) {
+                    true => format!("{input}, {}, is another", quoted(now)),
+                    false => format!("{input} was {}, is {}", quoted(was), quoted(now)),
+                },
                 _ => format!("{input}, {}, has another result", quoted(&difference.name)),
             }
         }
@@ -173,7 +170,9 @@ fn content(difference: &Difference) -> String {
         ("", what) => format!("{what} in input {}, {name}, differs", difference.input),
         (path, "added") => format!("{path} in {name} is new"),
         (path, "removed") => format!("{path} in {name} is gone"),
-        (path, what) if what.starts_with("something below") => format!("something below {path} in {name} differs"),
+        (path, what) if what.starts_with("something below") => {
+            format!("something below {path} in {name} differs")
+        }
         (path, what) => format!("{what} of {path} in {name} {values}"),
     };
     text + &further
@@ -182,11 +181,10 @@ fn content(difference: &Difference) -> String {
 /// Two values side by side; what long ones have in common at their start is left out.
 fn both(was: &str, now: &str) -> (String, String) {
     let same = was.chars().zip(now.chars()).take_while(|(a, b)| a == b).count();
-    let long = was.chars().count().max(now.chars().count()) > MAX_VALUE;
     if was == now {
         return (quoted(was), "another that begins alike".to_owned());
     }
-    if !long || same <= BEFORE {
+    if !(is_long(was) || is_long(now)) || same <= BEFORE {
         return (quoted(was), quoted(now));
     }
     let cut = |text: &str| format!("…{}", text.chars().skip(same - BEFORE).collect::<String>());
@@ -195,18 +193,19 @@ fn both(was: &str, now: &str) -> (String, String) {
 
 fn quoted(text: &str) -> String {
     let line = one_line(text);
-    if line.chars().count() <= MAX_VALUE {
+    if !is_long(&line) {
         return format!("`{line}`");
     }
     format!("`{}…`", line.chars().take(MAX_VALUE).collect::<String>())
 }
 
+fn is_long(text: &str) -> bool {
+    text.chars().count() > MAX_VALUE
+}
+
 /// Text for a terminal, in one line: what comes from a build must not move the cursor of who reads.
 fn one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_whitespace() { ' ' } else { c })
-        .filter(|c| !c.is_control())
-        .collect()
+    text.chars().map(|c| if c.is_whitespace() { ' ' } else { c }).filter(|c| !c.is_control()).collect()
 }
 
 fn ago(then: Timestamp, now: Timestamp) -> String {
@@ -231,7 +230,13 @@ mod tests {
 
     fn op(name: &str, was: Option<&str>, now: Option<&str>) -> Difference {
         let text = |value: Option<&str>| value.map(str::to_owned);
-        Difference { kind: "op".into(), name: name.into(), was: text(was), now: text(now), ..Difference::default() }
+        Difference {
+            kind: "op".into(),
+            name: name.into(),
+            was: text(was),
+            now: text(now),
+            ..Difference::default()
+        }
     }
 
     fn file(path: &str, what: &str, values: Option<(&str, &str)>) -> Difference {
@@ -260,7 +265,10 @@ mod tests {
             (op("env A", None, Some("1")), "env A is new: `1`"),
             (op("env A", Some("1"), None), "env A is gone; it was `1`"),
             (op("mount /x", None, Some("")), "mount /x is new"),
-            (Difference { hidden: true, ..op("env T", Some(""), Some("")) }, "env T is not what it was (not shown)"),
+            (
+                Difference { hidden: true, ..op("env T", Some(""), Some("")) },
+                "env T is not what it was (not shown)",
+            ),
             (
                 op("argument 2", Some(&long("a")), Some(&long("b"))),
                 "argument 2 was `…xxxxxxxxxxxxxxxxxxxxxxxxa`, is `…xxxxxxxxxxxxxxxxxxxxxxxxb`",
@@ -269,6 +277,10 @@ mod tests {
             (op("a\u{1b}[2J", Some("x\ny"), Some("z")), "a[2J was `x y`, is `z`"),
             (input(Some("RUN a"), Some("RUN a"), false), "input 0, `RUN a`, has another result"),
             (input(Some("RUN a"), Some("RUN b"), false), "input 0 was `RUN a`, is `RUN b`"),
+            (
+                input(Some(&long("a")), Some(&long("b")), false),
+                &format!("input 0, `{}…`, is another", &long("")[..MAX_VALUE]),
+            ),
             (input(Some("RUN a"), Some("RUN a"), true), "input 0, `RUN a`, was made anew"),
             (input(None, Some("RUN a"), false), "input 0, `RUN a`, is new"),
             (input(Some("RUN a"), None, false), "input 0 is gone; it was `RUN a`"),
@@ -314,12 +326,8 @@ mod tests {
             differences: vec![op("user", Some(""), Some("me")), op("network", Some("sandbox"), Some("none"))],
             ..ran("differs")
         };
-        let pruned = Reason {
-            created: Some(at(0)),
-            gone: "pruned".into(),
-            gone_at: Some(at(995)),
-            ..ran("same")
-        };
+        let pruned =
+            Reason { created: Some(at(0)), gone: "pruned".into(), gone_at: Some(at(995)), ..ran("same") };
         let hit = Reason {
             outcome: "hit".into(),
             record: "r1".into(),

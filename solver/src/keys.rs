@@ -36,7 +36,8 @@ use crate::vertex::OutputIndex;
 /// 11. `save_with` is `save`, and saves the memo under the keys in the same transaction, in place of an older one. A
 ///     memo goes with its key in the end; for some time after its result has gone it may stay to tell so.
 /// 12. `near` returns a bounded number of memos of this output: those saved with that name, that kin, one of those
-///     digests or that first input; newer ones rather than older ones.
+///     digests or that first input; newer ones rather than older ones. They come without listings, which `listing`
+///     returns by the memo's key and the input's number as long as they are kept.
 #[async_trait]
 pub trait CacheKeys: Debug + Send + Sync + 'static {
     /// Finds the keys with this op digest and output over these inputs. Short and synchronous; no network.
@@ -73,6 +74,12 @@ pub trait CacheKeys: Debug + Send + Sync + 'static {
     fn near(&self, wanted: &Wanted<'_>) -> Result<Vec<Remembered>> {
         let _ = wanted;
         Ok(Vec::new())
+    }
+
+    /// Returns what was written down of the content of an input of a remembered step.
+    fn listing(&self, key: &KeyId, input: usize) -> Result<Option<Vec<u8>>> {
+        let _ = (key, input);
+        Ok(None)
     }
 
     /// Makes `to` findable through the inputs of `key` from now on.

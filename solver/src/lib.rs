@@ -37,7 +37,8 @@ pub use crate::progress::{
     VertexEvent, VertexProgress, WarningEvent,
 };
 pub use crate::reason::{
-    Change, Component, ContentChange, Difference, Fingerprint, GoneWhy, Memo, MemoInput, Miss, Remembered, Wanted,
+    Change, Component, ContentChange, Difference, Fingerprint, GoneWhy, Memo, MemoInput, Miss, Remembered,
+    Wanted,
 };
 pub use crate::vertex::{
     Edge, Graph, OutputIndex, ProgressGroup, Vertex, VertexDigest, VertexIndex, VertexOptions,

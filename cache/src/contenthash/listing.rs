@@ -81,7 +81,8 @@ impl Ref {
         now: &[u8],
         provider: &dyn BlobProvider,
     ) -> Result<Option<ListingChange>> {
-        let read = |bytes| Listing::decode(bytes).ok_or_else(|| Error::damaged(self.id().as_str(), "listing"));
+        let read =
+            |bytes| Listing::decode(bytes).ok_or_else(|| Error::damaged(self.id().as_str(), "listing"));
         let Some(found) = compare::first(&read(then)?, &read(now)?) else { return Ok(None) };
         let Some(doubt) = &found.doubt else { return Ok(Some(found.change)) };
         // Mode or owner differ, and the digest covers both and the content: a look at the file tells.
@@ -206,7 +207,8 @@ fn add_whole(
 /// What stands for an entry by itself, if that can be had cheaply.
 fn known_mark(tree: &mut Tree, view: &View<'_>, key: &[u8], unread: &mut u64) -> Result<Option<u64>> {
     if matches!(tree.entries.get(key), Some(Entry::File { digest: None })) {
-        let size = view.root.stat(&os_path(key), false).map_err(super::tree::io)?.map_or(0, |found| found.size);
+        let size =
+            view.root.stat(&os_path(key), false).map_err(super::tree::io)?.map_or(0, |found| found.size);
         match unread.checked_sub(size) {
             Some(left) => *unread = left,
             None => return Ok(None),

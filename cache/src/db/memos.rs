@@ -105,11 +105,14 @@ fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, Row)> {
     Ok((row.get("seq")?, memo))
 }
 
-/// The listings of a memo by input.
-pub(crate) fn listings(connection: &Connection, memo: i64) -> Result<Vec<(i64, Vec<u8>)>> {
-    let mut statement = connection.prepare_cached("SELECT input, body FROM memo_listings WHERE memo = ?1")?;
-    let rows = statement.query_map([memo], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+/// The listing of one input of the memo of a key.
+pub(crate) fn listing(connection: &Connection, key: &str, input: i64) -> Result<Option<Vec<u8>>> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT l.body FROM memos m JOIN memo_listings l ON l.memo = m.seq WHERE m.key = ?1 AND l.input = ?2",
+        )?
+        .query_row(params![key, input], |row| row.get(0))
+        .optional()?)
 }
 
 /// Notes that the results of a key have gone; the first reason counts. Its listings go.
@@ -123,9 +126,7 @@ pub(crate) fn mark_gone(transaction: &Transaction<'_>, key: &str, why: GoneWhy, 
         .execute(params![key, now, why])?;
     if marked > 0 {
         transaction
-            .prepare_cached(
-                "DELETE FROM memo_listings WHERE memo = (SELECT seq FROM memos WHERE key = ?1)",
-            )?
+            .prepare_cached("DELETE FROM memo_listings WHERE memo = (SELECT seq FROM memos WHERE key = ?1)")?
             .execute([key])?;
         transaction
             .prepare_cached(

@@ -12,8 +12,19 @@ use crate::keys::exec::{names_its_destination, normalized};
 
 /// Words in names of variables whose values nobody else is to see.
 const SECRET_WORDS: [&str; 13] = [
-    "apikey", "auth", "cred", "credential", "credentials", "key", "pass", "passwd", "password", "private", "pword",
-    "secret", "token",
+    "apikey",
+    "auth",
+    "cred",
+    "credential",
+    "credentials",
+    "key",
+    "pass",
+    "passwd",
+    "password",
+    "private",
+    "pword",
+    "secret",
+    "token",
 ];
 /// Stands for the destination of a mount where a value repeats it.
 const OWN_TARGET: &str = "(its target)";
@@ -63,11 +74,7 @@ pub(crate) fn platform_text(platform: &pb::Platform) -> String {
     text
 }
 
-fn add_exec(
-    out: &mut Fingerprint,
-    exec: &pb::ExecOp,
-    target: Option<&pb::Platform>,
-) -> Result<(), KeyError> {
+fn add_exec(out: &mut Fingerprint, exec: &pb::ExecOp, target: Option<&pb::Platform>) -> Result<(), KeyError> {
     let exec = &normalized(exec)?;
     let meta = exec.meta.clone().unwrap_or_default();
     out.add("platform", &platform_text(target.unwrap_or(&platform::host())));
@@ -269,7 +276,11 @@ mod tests {
     #[test]
     fn what_may_be_secret_is_not_kept() {
         let meta = pb::Meta {
-            args: vec!["sh".into(), "curl https://me:pw@example.com/x".into(), "git clone ssh://git@host/x".into()],
+            args: vec![
+                "sh".into(),
+                "curl https://me:pw@example.com/x".into(),
+                "git clone ssh://git@host/x".into(),
+            ],
             env: vec!["A=b".into(), "NPM_TOKEN=t".into(), "P=http://u:p@proxy:80".into(), "KEYS=1".into()],
             ..pb::Meta::default()
         };
@@ -303,7 +314,10 @@ mod tests {
         };
         let op = |mounts: Vec<pb::Mount>| {
             let meta = Some(pb::Meta { args: vec!["true".into()], ..pb::Meta::default() });
-            pb::Op { op: Some(Kind::Exec(pb::ExecOp { meta, mounts, ..pb::ExecOp::default() })), ..pb::Op::default() }
+            pb::Op {
+                op: Some(Kind::Exec(pb::ExecOp { meta, mounts, ..pb::ExecOp::default() })),
+                ..pb::Op::default()
+            }
         };
         let root = || pb::Mount { dest: "/".into(), ..pb::Mount::default() };
         let mounts = [
@@ -316,13 +330,16 @@ mod tests {
         ];
         for a in &mounts {
             for b in &mounts {
-                let key = |mounts: &[pb::Mount]| crate::keys::op_key(&op(mounts.to_vec())).unwrap().unwrap().digest;
+                let key =
+                    |mounts: &[pb::Mount]| crate::keys::op_key(&op(mounts.to_vec())).unwrap().unwrap().digest;
                 let print = |mounts: &[pb::Mount]| shown(&fingerprint(&op(mounts.to_vec())).unwrap());
                 if key(a) == key(b) {
                     assert_eq!(print(a), print(b));
                 }
                 // The id of a shared cache at its own destination counts, with its namespace.
-                if a[1..].first().map(|m| &m.cache_opt) == b[1..].first().map(|m| &m.cache_opt) && key(a) != key(b) {
+                if a[1..].first().map(|m| &m.cache_opt) == b[1..].first().map(|m| &m.cache_opt)
+                    && key(a) != key(b)
+                {
                     assert_ne!(print(a), print(b));
                 }
             }

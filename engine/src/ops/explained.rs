@@ -83,7 +83,8 @@ impl Op for Explained {
             change = state.listing_change(then, now, &provider) => change,
             () = cx.cancel.cancelled() => return None,
         };
-        let change = change.inspect_err(|error| tracing::debug!(%error, "cannot compare listings")).ok()??;
+        let change =
+            change.inspect_err(|error| tracing::debug!(%error, "cannot compare listings")).ok()??;
         let mut told = ContentChange::new(change.path, change.what);
         (told.was, told.is, told.further) = (change.was, change.is, change.further);
         Some(told)

@@ -68,9 +68,8 @@ impl Shared {
             let failed = failure(&call);
             let done = AssertUnwindSafe(shared.call(call, &context, facts, memo)).catch_unwind().await;
             // A panic has been reported by the hook; the vertex fails with it.
-            let (reply, study) = done.unwrap_or_else(|_| {
-                (failed(OpError::failed("internal error: the step panicked")), None)
-            });
+            let (reply, study) =
+                done.unwrap_or_else(|_| (failed(OpError::failed("internal error: the step panicked")), None));
             let queries = {
                 let mut state = shared.lock();
                 if let Some(watch) = state.works.get_mut(&work).filter(|_| study.is_some()) {

@@ -6,7 +6,6 @@ use crate::reason::memo::Remembered;
 use crate::reason::miss::{Change, Difference};
 use crate::reason::study::{InputFacts, RunFacts};
 
-
 /// How a remembered step differs from the one at hand.
 #[derive(Debug)]
 pub(super) struct Near {

@@ -95,7 +95,11 @@ impl Fingerprint {
     /// Everything in which `self`, the new one, differs from `old`: what changed or came in the order of the new one,
     /// then what went.
     pub(crate) fn changes_from(&self, old: &Self) -> Vec<Change> {
-        let olds: BTreeMap<(&str, &str), &Component> = old.components.iter().map(|c| (c.place(), c)).collect();
+        if self.components == old.components {
+            return Vec::new();
+        }
+        let olds: BTreeMap<(&str, &str), &Component> =
+            old.components.iter().map(|c| (c.place(), c)).collect();
         let news: BTreeSet<(&str, &str)> = self.components.iter().map(Component::place).collect();
         let old_parts: BTreeSet<&str> = old.components.iter().map(|c| c.part.as_str()).collect();
         let new_parts: BTreeSet<&str> = self.components.iter().map(|c| c.part.as_str()).collect();

@@ -28,7 +28,8 @@ pub struct Memo {
 pub struct MemoInput {
     /// The name of the vertex that made it.
     pub name: String,
-    /// What its op wrote down of its content, for [`Op::content_change`](crate::Op::content_change).
+    /// What its op wrote down of its content, for [`Op::content_change`](crate::Op::content_change). To be saved; what
+    /// is [remembered](crate::CacheKeys::near) comes without it.
     pub listing: Option<Vec<u8>>,
 }
 

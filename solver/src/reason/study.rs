@@ -70,9 +70,7 @@ pub(crate) async fn study(
     for (index, input) in facts.inputs.iter().enumerate() {
         let listing = match &near {
             // Equal contents have equal listings.
-            Some(near) if input.content && !near.inputs.contains(&index) => {
-                near.remembered.memo.inputs.get(index).and_then(|input| input.listing.clone())
-            }
+            Some(near) if input.content && !near.inputs.contains(&index) => remembered(keys, near, index),
             _ => None,
         };
         let listing = match listing {
@@ -90,7 +88,7 @@ pub(crate) async fn study(
             memo.again = Some(remembered.key.clone());
             Some(Miss::Same { created_at: remembered.created_at, gone: remembered.gone })
         }
-        Some(near) => Some(explain(op, cx, inputs, &facts, near, &memo).await),
+        Some(near) => Some(explain(keys, op, cx, inputs, &facts, near, &memo).await),
     };
     Study { memo: Some(Arc::new(memo)), miss: miss.map(Arc::new) }
 }
@@ -113,7 +111,12 @@ fn find(keys: &dyn CacheKeys, facts: &RunFacts, fingerprint: &Fingerprint) -> Op
     }
 }
 
+fn remembered(keys: &dyn CacheKeys, near: &Near, input: usize) -> Option<Vec<u8>> {
+    keys.listing(&near.remembered.key, input).ok().flatten()
+}
+
 async fn explain(
+    keys: &dyn CacheKeys,
     op: &dyn Op,
     cx: &OpContext,
     inputs: &[Option<ResultRef>],
@@ -126,11 +129,11 @@ async fn explain(
     differences.truncate(MAX_DIFFERENCES);
     for difference in &mut differences {
         let Difference::Content { index, change, .. } = difference else { continue };
-        let then = near.remembered.memo.inputs.get(*index).and_then(|input| input.listing.as_deref());
+        let then = remembered(keys, &near, *index);
         let now = memo.inputs.get(*index).and_then(|input| input.listing.as_deref());
         if let (Some(then), Some(now)) = (then, now) {
             let result = inputs.get(*index).and_then(Option::as_ref);
-            *change = op.content_change(cx, *index, result, then, now).await;
+            *change = op.content_change(cx, *index, result, &then, now).await;
         }
     }
     let remembered = near.remembered;

@@ -99,10 +99,14 @@ fn the_nearest_has_the_fewest_differences() {
     };
     let check = |candidates: &[Remembered], want: &str| {
         let near = nearest(candidates.to_vec(), &facts, &fingerprint("x=1;y=2")).unwrap();
-        let shown: Vec<_> = near.differences(&facts).iter().map(|d| match d {
-            Difference::Op(change) => change.name.clone(),
-            Difference::Input { index, .. } | Difference::Content { index, .. } => index.to_string(),
-        }).collect();
+        let shown: Vec<_> = near
+            .differences(&facts)
+            .iter()
+            .map(|d| match d {
+                Difference::Op(change) => change.name.clone(),
+                Difference::Input { index, .. } | Difference::Content { index, .. } => index.to_string(),
+            })
+            .collect();
         assert_eq!(format!("{}: {}", near.remembered.memo.name, shown.join(" ")), want);
     };
     let deps: &[&[&str]] = &[&["other", "a"], &["random:b"]];

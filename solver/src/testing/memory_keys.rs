@@ -108,7 +108,8 @@ impl CacheKeys for MemoryKeys {
         let mut store = self.lock();
         let ids = store.save(keys, result);
         for ((id, key), memo) in ids.iter().zip(keys).zip(memo.into_iter().cycle()) {
-            let lasting = |dep: &Vec<KeyAndSelector>| dep.iter().filter(|d| !d.key.is_random()).cloned().collect();
+            let lasting =
+                |dep: &Vec<KeyAndSelector>| dep.iter().filter(|d| !d.key.is_random()).cloned().collect();
             let remembered = Remembered {
                 memo: memo.clone(),
                 key: id.clone(),
@@ -141,9 +142,18 @@ impl CacheKeys for MemoryKeys {
             .filter(comes_near)
             .cloned()
             .collect();
+        near.iter_mut()
+            .flat_map(|remembered| &mut remembered.memo.inputs)
+            .for_each(|input| input.listing = None);
         near.sort_by_key(|remembered| std::cmp::Reverse(remembered.created_at));
         near.truncate(MAX_NEAR);
         Ok(near)
+    }
+
+    fn listing(&self, key: &KeyId, input: usize) -> Result<Option<Vec<u8>>> {
+        let store = self.lock();
+        let known = store.memos.get(key).and_then(|(_, remembered)| remembered.memo.inputs.get(input));
+        Ok(known.and_then(|input| input.listing.clone()))
     }
 
     async fn link(&self, key: &NewKey, to: &KeyId) -> Result<()> {

@@ -140,7 +140,8 @@ fn changed(path: &str, old: &Listed, new: &Listed) -> Found {
 /// Whether a file would have its old checksum if its mode and owner were the old ones.
 pub(super) fn content_is_same(root: &Root, path: &OsStr, then: &Listed) -> Result<bool> {
     let io = super::super::tree::io;
-    let inside = std::path::Path::new(path).strip_prefix("/").unwrap_or(std::path::Path::new(path)).as_os_str();
+    let inside =
+        std::path::Path::new(path).strip_prefix("/").unwrap_or(std::path::Path::new(path)).as_os_str();
     let Some(metadata) = root.stat(inside, false).map_err(io)? else { return Ok(false) };
     let mut header = ContentHeader::read(root, inside, &metadata, false)?;
     (header.mode, header.uid, header.gid) = (then.mode, then.uid, then.gid);

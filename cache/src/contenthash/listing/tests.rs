@@ -4,7 +4,10 @@ use super::*;
 use kiln_rootdir::Root;
 
 /// A directory with files `path` of this content, and what is done to it.
-fn listing(selector: &ContentSelector, change: impl FnOnce(&std::path::Path)) -> (tempfile::TempDir, Vec<u8>) {
+fn listing(
+    selector: &ContentSelector,
+    change: impl FnOnce(&std::path::Path),
+) -> (tempfile::TempDir, Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
     for name in ["a", "d/b", "d/c", "d/sub/e", "z.txt"] {
         let path = dir.path().join(name);
@@ -46,7 +49,8 @@ fn check(change: impl Fn(&std::path::Path), want: &str) {
         let got = compare::first(&then, &now).map(|found| {
             let same = found.doubt.as_ref().map(|doubt| {
                 let root = Root::open(dir.path()).unwrap();
-                compare::content_is_same(&root, std::ffi::OsStr::new(&found.change.path), &doubt.then).unwrap()
+                compare::content_is_same(&root, std::ffi::OsStr::new(&found.change.path), &doubt.then)
+                    .unwrap()
             });
             let change = found.resolved(same.unwrap_or(true));
             let values = change.was.zip(change.is).map(|(was, is)| format!(" {was}->{is}"));
