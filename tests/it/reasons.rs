@@ -53,6 +53,12 @@ fn each_kind_of_change_is_named() -> Result<()> {
     let context = "`[internal] load build context`";
     let cases: &[Case] = &[
         (
+            "variable removed",
+            Dockerfile("ENV GREETING=hello ", "ENV "),
+            echo,
+            "env GREETING is gone; it was `hello`".into(),
+        ),
+        (
             "argument",
             Dockerfile("echo one", "echo 1"),
             "echo 1",
@@ -65,12 +71,6 @@ fn each_kind_of_change_is_named() -> Result<()> {
             "env GREETING was `hello`, is `bye`".into(),
         ),
         ("variable added", Dockerfile("ENV ", "ENV MORE=x "), echo, "env MORE is new: `x`".into()),
-        (
-            "variable removed",
-            Dockerfile("ENV GREETING=hello ", "ENV "),
-            echo,
-            "env GREETING is gone; it was `hello`".into(),
-        ),
         (
             "variable that is not shown",
             Dockerfile("API_TOKEN=first", "API_TOKEN=second"),
