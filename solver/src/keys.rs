@@ -9,6 +9,7 @@ use kiln_digest::Digest;
 
 use crate::error::Result;
 use crate::key::{KeyDigest, KeyId};
+use crate::key_source::Backlink;
 use crate::op::ResultRef;
 use crate::reason::{Memo, Remembered, Wanted};
 use crate::vertex::OutputIndex;
@@ -33,9 +34,14 @@ use crate::vertex::OutputIndex;
 /// 8. `load` returns `None` for a record whose result is gone; such a record is not listed again.
 /// 9. `lost` makes sure that records of this result are not loaded again.
 /// 10. A missing match is never stored.
-/// 11. `save_with` is `save`, and saves the memo under the keys in the same transaction, in place of an older one. A
+/// 11. `adopt` takes a chain of keys over from another store, parents first: each is named and linked as by `save`,
+///     where names that earlier ones have in the chain stand for their new names; the last one gets the result, as of
+///     `created_at`. It returns their names, in order. All is published together or not at all.
+/// 12. `backlinks` returns the links that lead to a key; `siblings` the other keys without inputs that share a result
+///     with it.
+/// 13. `save_with` is `save`, and saves the memo under the keys in the same transaction, in place of an older one. A
 ///     memo goes with its key in the end; for some time after its result has gone it may stay to tell so.
-/// 12. `near` returns a bounded number of memos of this output: those saved with that name, that kin, one of those
+/// 14. `near` returns a bounded number of memos of this output: those saved with that name, that kin, one of those
 ///     digests or that first input; newer ones rather than older ones. They come without listings, which `listing`
 ///     returns by the memo's key and the input's number as long as they are kept.
 #[async_trait]
@@ -84,6 +90,23 @@ pub trait CacheKeys: Debug + Send + Sync + 'static {
 
     /// Makes `to` findable through the inputs of `key` from now on.
     async fn link(&self, key: &NewKey, to: &KeyId) -> Result<()>;
+
+    /// Takes over a result of another store, with the keys that lead to it.
+    ///
+    /// # Cancel safety
+    /// A dropped future has published all or nothing.
+    async fn adopt(
+        &self,
+        chain: &[(KeyId, NewKey)],
+        result: Option<&ResultRef>,
+        created_at: SystemTime,
+    ) -> Result<Vec<KeyId>>;
+
+    /// Returns the links that lead to `key`, for exports.
+    fn backlinks(&self, key: &KeyId) -> Result<Vec<Backlink>>;
+
+    /// Returns the other keys without inputs under which a result of `key` is known, for exports.
+    fn siblings(&self, key: &KeyId) -> Result<Vec<KeyId>>;
 
     /// Takes note that the physical part of a result is gone.
     async fn lost(&self, result: &ResultRef) -> Result<()>;

@@ -107,7 +107,7 @@ impl Shared {
                 let (results, study) = futures::join!(op.exec(cx, inputs.clone()), studying);
                 return (Reply::Exec(results), study);
             }
-            Call::Load { record } => Reply::Load(self.keys.load(&record).await),
+            Call::Load { record } => Reply::Load(self.load(&record).await),
             Call::Save { items } => {
                 let mut ids = Vec::with_capacity(items.len());
                 for (keys, result) in items {
@@ -133,6 +133,11 @@ impl Shared {
         let mut open = std::collections::VecDeque::from(queries);
         let mut done = 0;
         while let Some(query) = open.pop_front() {
+            let imports = self.lock().imports_of(&query.jobs);
+            if !imports.is_empty() {
+                self.look_everywhere(query, imports);
+                continue;
+            }
             let found = self.find(&query);
             {
                 let mut state = self.lock();
