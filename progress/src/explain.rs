@@ -71,7 +71,7 @@ impl Explanation {
             (_, false) => "Why steps ran".to_owned(),
         };
         let colon = if text.is_empty() { "." } else { ":" };
-        let summary = format!("{} ran, {} found, {} below them not needed", steps(ran), found, unneeded);
+        let summary = format!("{} ran, {} cached, {} below them not needed", steps(ran), found, unneeded);
         writeln!(out, "\n{title}{colon}\n{text}{summary}.")?;
         out.flush()
     }
@@ -173,7 +173,10 @@ fn content(difference: &Difference) -> String {
         (path, what) if what.starts_with("something below") => {
             format!("something below {path} in {name} differs")
         }
-        (path, what) => format!("{what} of {path} in {name} {values}"),
+        (path, what) => match what.strip_prefix("content and ") {
+            Some(what) => format!("content of {path} in {name} differs, and its {what} {values}"),
+            None => format!("{what} of {path} in {name} {values}"),
+        },
     };
     text + &further
 }
@@ -286,6 +289,10 @@ mod tests {
             (input(Some("RUN a"), None, false), "input 0 is gone; it was `RUN a`"),
             (file("/f", "content", None), "content of /f in `the context` differs"),
             (file("/f", "mode", Some(("0644", "0755"))), "mode of /f in `the context` was 0644, is 0755"),
+            (
+                file("/f", "content and mode", Some(("0644", "0755"))),
+                "content of /f in `the context` differs, and its mode was 0644, is 0755",
+            ),
             (file("/f", "added", None), "/f in `the context` is new"),
             (file("/d", "something below it", None), "something below /d in `the context` differs"),
             (file("", "", None), "the content of input 1, `the context`, differs"),
@@ -348,11 +355,11 @@ mod tests {
              RUN c\n    ran because the result of this very step, made 16 minutes ago, was pruned 5 seconds ago\n  \
              RUN d\n    nothing like it was recorded yet\n  \
              RUN e\n    ran because it was asked to ignore the cache\n\
-             4 steps ran, 1 found, 1 below them not needed.\n";
+             4 steps ran, 1 cached, 1 below them not needed.\n";
         check(&steps, false, &format!("\nWhy steps ran:\n{runs}"));
         let found = "  context\n    is looked at in every build: it is known within one session only\n  \
              COPY\n    cached: found by the content of its inputs: record r1, made just now\n";
         check(&steps, true, &format!("\nWhat became of each step:\n{found}{runs}"));
-        check(&[], false, "\nEvery step was cached.\n0 steps ran, 0 found, 0 below them not needed.\n");
+        check(&[], false, "\nEvery step was cached.\n0 steps ran, 0 cached, 0 below them not needed.\n");
     }
 }

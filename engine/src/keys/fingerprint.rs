@@ -1,7 +1,8 @@
-//! What an op is made of, in words: everything that its op digest covers, and what it selects of its inputs.
+//! What an op is made of, in words: what its op digest covers, and what it selects of its inputs.
 //!
-//! Ops that have equal keys have equal fingerprints; what a key leaves out is left out here. Values that may be
-//! secret are compared and never kept.
+//! What a key leaves out is left out here, so that nothing is named that would not have mattered. Left out are also the
+//! positions of inputs and outputs: they change with every mount or action added, which is what has to be named.
+//! Values that may be secret are compared and never kept.
 
 use kiln_llb::pb::{self, file_action::Action, op::Op as Kind, user_opt::User};
 use kiln_llb::{gojson, platform};
@@ -128,6 +129,7 @@ fn add_mount(out: &mut Fingerprint, mount: &pb::Mount) {
     if let Some(cache) = &mount.cache_opt {
         // A key has either no id at all, or one that says no more than the target does.
         match cache.id.strip_suffix(&mount.dest).filter(|_| names_its_destination(mount)) {
+            Some("" | "/") => add("cache id", OWN_TARGET),
             Some(namespace) => add("cache id", &format!("{namespace}{OWN_TARGET}")),
             None => add("cache id", "of its own"),
         }
@@ -153,13 +155,10 @@ fn add_mount(out: &mut Fingerprint, mount: &pb::Mount) {
     }
     let compared = pb::MountContentCache::try_from(mount.content_cache);
     add("comparison by content", &compared.map_or("UNKNOWN", |c| c.as_str_name()).to_lowercase());
-    add("input", &mount.input.to_string());
-    add("output", &mount.output.to_string());
 }
 
 fn add_action(out: &mut Fingerprint, action: &pb::FileAction) {
     let Some(kind) = &action.action else { return };
-    let indexes = format!("{} {} {}", action.input, action.secondary_input, action.output);
     let flag = |is: bool| if is { "yes" } else { "no" };
     let part;
     match kind {
@@ -216,7 +215,6 @@ fn add_action(out: &mut Fingerprint, action: &pb::FileAction) {
             out.add_to(&part, "wildcards", flag(rm.allow_wildcard));
         }
     }
-    out.add_to(&part, "order", &indexes);
 }
 
 /// Bytes as a text that differs if they do.

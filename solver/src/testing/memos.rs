@@ -9,7 +9,7 @@ use crate::op::ResultRef;
 use crate::reason::{Fingerprint, GoneWhy, Memo, MemoInput, Remembered, Wanted};
 use crate::vertex::OutputIndex;
 
-/// Checks what the contract of [`CacheKeys`] says of memos (11, 12) on an empty store. `result` makes a new result the
+/// Checks what the contract of [`CacheKeys`] says of memos (13, 14) on an empty store. `result` makes a new result the
 /// store can keep, a different one each time.
 pub async fn memo_conformance(keys: &dyn CacheKeys, mut result: impl AsyncFnMut() -> ResultRef) {
     let alternative = |key: &str| KeyAndSelector { key: KeyId::new(key), selector: None };
