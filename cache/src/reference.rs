@@ -204,12 +204,20 @@ impl Ref {
         let mut top_down = Vec::new();
         let mut next = Some(self.clone());
         while let Some(current) = next {
-            if current.0.kind == Kind::Layer {
-                next = current.0.parents.first().map(|(_, parent)| parent.clone());
-                top_down.push(current);
-            } else {
-                top_down.extend(current.0.stack.iter().rev().cloned());
-                break;
+            match current.0.kind {
+                Kind::Layer => {
+                    next = current.0.parents.first().map(|(_, parent)| parent.clone());
+                    top_down.push(current);
+                }
+                // Its parents are what it was computed from; it stands on none of them.
+                Kind::Compared => {
+                    top_down.push(current);
+                    break;
+                }
+                Kind::Merge | Kind::Diff => {
+                    top_down.extend(current.0.stack.iter().rev().cloned());
+                    break;
+                }
             }
         }
         top_down.reverse();
