@@ -145,7 +145,7 @@ impl Engine {
         check(&request, &self.inner.worker)?;
         let exporters = export::resolve(&self.inner.tools, &request)?;
         let left_out = attestations(&request)?;
-        let info = Arc::new(JobInfo { session_id: request.session_id.clone() });
+        let info = Arc::new(JobInfo { session_id: request.session_id.clone(), ..JobInfo::default() });
         let context: JobContext = info.clone();
         let job = self
             .inner
@@ -169,6 +169,8 @@ impl Engine {
             resolutions: Arc::default(),
             kept: Mutex::default(),
         });
+        // The job was made a moment ago: nobody has set it before.
+        let _unset = state.info.build.set(Arc::downgrade(&state));
         let _registered = self.register(&state);
         let bridge = BuildBridge { state: state.clone() };
         let attestations = left_out

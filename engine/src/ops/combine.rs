@@ -16,7 +16,8 @@ use crate::worker::Worker;
 pub(crate) enum Combination {
     /// On top of each other, the last one uppermost.
     Merge,
-    /// What one has over the other. The vertex has an input for each side that is there.
+    /// What one has over the other. The vertex has an input for each side that is there. If neither is built on the
+    /// other, they are unpacked and compared.
     Diff { lower: bool, upper: bool },
     /// Each output is another reference to the input of this index.
     Passthrough { outputs: Vec<i64> },
@@ -48,12 +49,12 @@ impl Op for CombineOp {
 
     async fn exec(
         &self,
-        _cx: &OpContext,
+        cx: &OpContext,
         inputs: Vec<Option<ResultRef>>,
     ) -> Result<Vec<Option<ResultRef>>, OpError> {
         match &self.combination {
             Combination::Merge => self.merge(&inputs).await,
-            Combination::Diff { lower, upper } => self.diff(&inputs, *lower, *upper).await,
+            Combination::Diff { lower, upper } => self.diff(cx, &inputs, *lower, *upper).await,
             Combination::Passthrough { outputs } => pass(&inputs, outputs),
         }
     }
@@ -69,6 +70,7 @@ impl CombineOp {
 
     async fn diff(
         &self,
+        cx: &OpContext,
         inputs: &[Option<ResultRef>],
         has_lower: bool,
         has_upper: bool,
@@ -76,8 +78,13 @@ impl CombineOp {
         let mut states = common::refs(inputs)?.into_iter();
         let lower = if has_lower { states.next().flatten() } else { None };
         let upper = if has_upper { states.next().flatten() } else { None };
-        let difference = self.worker.cache.diff(lower.as_ref(), upper.as_ref(), self.record()).await;
-        Ok(vec![difference.map_err(failed)?.map(common::result)])
+        let provider = common::provider(&self.worker, cx);
+        let computed = self.worker.cache.diff(lower.as_ref(), upper.as_ref(), &provider, self.record());
+        let difference = tokio::select! {
+            difference = computed => difference.map_err(failed)?,
+            () = cx.cancel.cancelled() => return Err(OpError::cancelled()),
+        };
+        Ok(vec![difference.map(common::result)])
     }
 
     fn record(&self) -> RecordOptions {
