@@ -105,3 +105,36 @@ fn pass(inputs: &[Option<ResultRef>], outputs: &[i64]) -> Result<Vec<Option<Resu
 fn failed(error: kiln_cache::Error) -> OpError {
     common::lost_or_failed(error, None)
 }
+
+#[cfg(test)]
+mod tests {
+    use kiln_solver::ResultValue;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Numbered(u8);
+
+    impl ResultValue for Numbered {}
+
+    #[test]
+    fn outputs_are_the_inputs_that_they_name() {
+        let inputs: Vec<Option<ResultRef>> = vec![Some(Arc::new(Numbered(7))), None, Some(Arc::new(Numbered(9)))];
+        for (outputs, want) in [
+            (&[0][..], "7"),
+            (&[2, 1, 2], "9 - 9"),
+            (&[3], "invalid passthrough output input index 3"),
+            (&[0, -1], "invalid passthrough output input index -1"),
+        ] {
+            let shown = |result: &Option<ResultRef>| {
+                let number = result.as_ref().and_then(|r| r.downcast::<Numbered>());
+                number.map_or("-".to_owned(), |n| n.0.to_string())
+            };
+            let got = match pass(&inputs, outputs) {
+                Ok(results) => results.iter().map(shown).collect::<Vec<_>>().join(" "),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(got, want, "{outputs:?}");
+        }
+    }
+}

@@ -56,25 +56,13 @@ impl BuildOp {
         inputs: usize,
         depth: u32,
     ) -> Result<Self> {
-        if op.builder != LLB_BUILDER {
-            return Err(Error::request("only LLB builder is currently allowed"));
-        }
-        let input = op
-            .inputs
-            .get(DEFINITION)
-            .ok_or_else(|| Error::request(format!("no definition input {DEFINITION}")))?;
-        let input = usize::try_from(input.input)
-            .ok()
-            .filter(|input| *input < inputs)
-            .ok_or_else(|| Error::request(format!("invalid build input index {}", input.input)))?;
+        let (input, filename) = parse(op, inputs)?;
         if depth >= MAX_DEPTH {
             return Err(Error::request(format!("builds are nested deeper than {MAX_DEPTH}")));
         }
         if depth > 0 {
             key.digest = inner(key.digest, depth);
         }
-        let filename = op.attrs.get(FILENAME).filter(|name| !name.is_empty());
-        let filename = filename.map_or(DEFINITION, String::as_str).to_owned();
         Ok(Self { worker: worker.clone(), key, input, filename, depth })
     }
 
@@ -158,6 +146,19 @@ impl Op for BuildOp {
     }
 }
 
+/// The input that holds the definition, and the name of the file there.
+fn parse(op: &pb::BuildOp, inputs: usize) -> Result<(usize, String)> {
+    if op.builder != LLB_BUILDER {
+        return Err(Error::request("only LLB builder is currently allowed"));
+    }
+    let input = op.inputs.get(DEFINITION);
+    let input = input.ok_or_else(|| Error::request(format!("no definition input {DEFINITION}")))?.input;
+    let index = usize::try_from(input).ok().filter(|index| *index < inputs);
+    let index = index.ok_or_else(|| Error::request(format!("invalid build input index {input}")))?;
+    let filename = op.attrs.get(FILENAME).filter(|name| !name.is_empty());
+    Ok((index, filename.map_or(DEFINITION, String::as_str).to_owned()))
+}
+
 /// Tells the build ops of a graph that is solved within `depth` builds, and what stands on them, from those further out.
 pub(crate) fn set_apart(graph: &mut LoadedGraph, depth: u32) {
     if depth == 0 {
@@ -177,4 +178,77 @@ pub(crate) fn set_apart(graph: &mut LoadedGraph, depth: u32) {
 
 fn inner(digest: Digest, depth: u32) -> Digest {
     Digest::of(format!("{digest}, within {depth} builds"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::load::{GrantedEntitlements, LoadOptions, load};
+
+    fn op(builder: i64, input: Option<i64>, filename: Option<&str>) -> pb::BuildOp {
+        let input = input.map(|input| (DEFINITION.to_owned(), pb::BuildInput { input }));
+        let attr = filename.map(|name| (FILENAME.to_owned(), name.to_owned()));
+        pb::BuildOp {
+            builder,
+            inputs: input.into_iter().collect(),
+            attrs: attr.into_iter().collect(),
+            ..pb::BuildOp::default()
+        }
+    }
+
+    #[test]
+    fn what_a_build_op_names() {
+        for (op, want) in [
+            (op(-1, Some(0), None), "0 buildkit.llb.definition"),
+            (op(-1, Some(1), Some("other")), "1 other"),
+            (op(-1, Some(1), Some("")), "1 buildkit.llb.definition"),
+            (op(0, Some(0), None), "only LLB builder is currently allowed"),
+            (op(-1, None, None), "no definition input buildkit.llb.definition"),
+            (op(-1, Some(2), None), "invalid build input index 2"),
+            (op(-1, Some(-1), None), "invalid build input index -1"),
+        ] {
+            let got = match parse(&op, 2) {
+                Ok((input, name)) => format!("{input} {name}"),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(got, want, "{op:?}");
+        }
+    }
+
+    #[test]
+    fn inner_builds_and_what_stands_on_them_are_told_apart() {
+        use pb::op::Op as Kind;
+        let mut definition = pb::Definition::default();
+        let mut add = |inputs: &[&str], op: Option<Kind>| -> String {
+            let inputs = inputs.iter().map(|d| pb::Input { digest: (*d).to_owned(), index: 0 }).collect();
+            let bytes = kiln_llb::marshal_op(&pb::Op { inputs, op, ..pb::Op::default() }).unwrap();
+            let digest = VertexDigest::of(&bytes).to_string();
+            definition.def.push(bytes);
+            digest
+        };
+        let local = pb::SourceOp { identifier: "local://x".into(), attrs: BTreeMap::new() };
+        let source = add(&[], Some(Kind::Source(local)));
+        let build = add(&[&source], Some(Kind::Build(op(-1, Some(0), None))));
+        let merge = pb::MergeOp { inputs: vec![pb::MergeInput { input: 0 }, pb::MergeInput { input: 1 }] };
+        let merge = add(&[&source, &build], Some(Kind::Merge(merge)));
+        add(&[&merge], None);
+        let (platform, granted) = (kiln_llb::platform::host(), GrantedEntitlements::default());
+        let options = LoadOptions::new(&platform, &granted);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let graph = runtime.block_on(load(&definition, &options)).unwrap();
+        let digests = |depth| {
+            let mut graph = graph.clone();
+            set_apart(&mut graph, depth);
+            graph.vertices.into_iter().map(|v| v.digest.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(digests(0), [source.clone(), build.clone(), merge.clone()]);
+        let (one, two) = (digests(1), digests(2));
+        assert_eq!([&one[0], &two[0]], [&source, &source]);
+        for at in [1, 2] {
+            assert_ne!(one[at], digests(0)[at]);
+            assert_ne!(one[at], two[at]);
+        }
+    }
 }
