@@ -4,6 +4,17 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+/// Arguments that make cargo build the programs, with the features that a plain `cargo build` in this workspace gives.
+pub(crate) const PROGRAMS: [&str; 6] = ["--bin", "buildkitd", "--bin", "buildctl", "--bin", "kiln"];
+
+/// Builds the programs into `target/release`.
+pub(crate) fn build_release() -> Result<()> {
+    eprintln!("building the release binaries (the first time takes a few minutes)");
+    let mut args = vec!["build", "--release", "--workspace"];
+    args.extend(PROGRAMS);
+    run("cargo", &args)
+}
+
 /// Runs a program with our stdio; anything but exit code 0 is an error that names the command.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
     run_with(program, args, &[])
