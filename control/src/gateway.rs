@@ -19,11 +19,11 @@ use kiln_api::gateway::{
 use kiln_api::types::BuildkitVersion;
 use kiln_api::{errdetails, fsutil, pb};
 use kiln_engine::{BuildBridge, Engine, Error};
-use kiln_llb::caps::{CapList, CapSet};
 use kiln_frontend::{
     Bridge as _, FileRange, FileStat, FrontendResult, Reference, References, ResolveMode, ResolveRequest,
     SourceMetadata, Warning,
 };
+use kiln_llb::caps::{CapList, CapSet};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{convert, errors};

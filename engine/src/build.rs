@@ -77,12 +77,13 @@ impl BuildState {
         let mut loaded =
             load::load(definition, &options).await.map_err(|error| not_loaded(definition, error))?;
         ops::nested::set_apart(&mut loaded, depth);
-        let graph = ops::graph(&self.worker, &loaded, &self.resolutions, depth).map_err(|error| match error {
-            Error::Vertex { vertex, message, .. } => {
-                Error::Vertex { vertex, sources: convert::sources(definition, &loaded, vertex), message }
-            }
-            error => error,
-        })?;
+        let graph =
+            ops::graph(&self.worker, &loaded, &self.resolutions, depth).map_err(|error| match error {
+                Error::Vertex { vertex, message, .. } => {
+                    Error::Vertex { vertex, sources: convert::sources(definition, &loaded, vertex), message }
+                }
+                error => error,
+            })?;
         let edge = ops::edge(loaded.edge)?;
         self.note_resources(&loaded);
         self.prune_caches(&loaded).await?;

@@ -69,7 +69,10 @@ mod tests {
         for (id, want) in [
             ("mergeop", Ok(())),
             ("source.local.followpaths", Ok(())),
-            ("source.git.checksum", Err("has been disabled on the build server: git sources are not supported yet")),
+            (
+                "source.git.checksum",
+                Err("has been disabled on the build server: git sources are not supported yet"),
+            ),
             ("soruce.http.uidgid", Err("http sources are not supported yet")),
             ("exec.meta.cdi", Err("devices are not supported yet")),
             ("file.copy.modestring", Err("unknown API capability file.copy.modestring")),

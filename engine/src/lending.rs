@@ -23,9 +23,8 @@ pub(crate) struct JobInfo {
 
 /// The limits that those who wait for a vertex set for it.
 pub(crate) fn resources(cx: &OpContext, vertex: &VertexDigest) -> Vec<pb::LinuxResources> {
-    let of = |info: &JobInfo| {
-        info.resources.lock().unwrap_or_else(PoisonError::into_inner).get(vertex).cloned()
-    };
+    let of =
+        |info: &JobInfo| info.resources.lock().unwrap_or_else(PoisonError::into_inner).get(vertex).cloned();
     cx.waiters.current().iter().filter_map(|c| of(c.downcast_ref::<JobInfo>()?)).collect()
 }
 

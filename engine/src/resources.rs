@@ -91,8 +91,7 @@ fn render(set: &BTreeSet<u32>) -> String {
             _ => ranges.push((cpu, cpu)),
         }
     }
-    let shown =
-        ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
+    let shown = ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
     shown.collect::<Vec<_>>().join(",")
 }
 
@@ -104,7 +103,8 @@ mod tests {
     fn of_several_limits_the_loosest_wins() {
         let memory = |memory| LinuxResources { memory, ..LinuxResources::default() };
         let swap = |memory_swap| LinuxResources { memory_swap, ..LinuxResources::default() };
-        let cpu = |cpu_period, cpu_quota| LinuxResources { cpu_period, cpu_quota, ..LinuxResources::default() };
+        let cpu =
+            |cpu_period, cpu_quota| LinuxResources { cpu_period, cpu_quota, ..LinuxResources::default() };
         let shares = |cpu_shares| LinuxResources { cpu_shares, ..LinuxResources::default() };
         let set = |cpus: &str| LinuxResources { cpuset_cpus: cpus.to_owned(), ..LinuxResources::default() };
         for (a, b, want) in [

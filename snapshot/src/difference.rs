@@ -21,12 +21,7 @@ const CHUNK: usize = 128 << 10;
 ///
 /// Directories that come from the same layers on both sides are not looked into. Ends early, with
 /// [`Error::Interrupted`], once `stopped` says so. Blocks.
-pub fn difference(
-    lower: &[PathBuf],
-    upper: &[PathBuf],
-    to: &Path,
-    stopped: &dyn Fn() -> bool,
-) -> Result<()> {
+pub fn difference(lower: &[PathBuf], upper: &[PathBuf], to: &Path, stopped: &dyn Fn() -> bool) -> Result<()> {
     let mut dirs: Vec<PathBuf> = Vec::new();
     let mut numbers = BTreeMap::new();
     let mut number = |dir: &PathBuf| {

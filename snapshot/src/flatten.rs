@@ -130,8 +130,19 @@ fn merged(places: &Places, ids: &[SnapshotId]) -> Result<PathBuf> {
     if let [only] = ids {
         return places.committed(only);
     }
-    let members: String = ids.iter().flat_map(|id| [id.as_str(), "\n"]).collect();
-    let key = format!("{:016x}", hash(members.as_bytes()));
+    let key = format!("{:016x}", hash(text(ids).as_bytes()));
+    made(places, key, ids, |target, path| {
+        ids.iter().try_for_each(|id| apply(&places.committed(id)?, target, path))
+    })
+}
+
+/// The directory of this key that is made of these snapshots, filled by `fill` if it is not there.
+pub(crate) fn made(
+    places: &Places,
+    key: String,
+    ids: &[SnapshotId],
+    fill: impl FnOnce(&Root, &Path) -> Result<()>,
+) -> Result<PathBuf> {
     let home = places.merged_dir().join(&key);
     let content = home.join("fs");
     let is_there = || places.merged.contains(&key, ids) && content.is_dir();
@@ -147,11 +158,8 @@ fn merged(places: &Places, ids: &[SnapshotId]) -> Result<PathBuf> {
     for dir in [&beside, &fresh] {
         std::fs::create_dir(dir).map_err(|source| Error::io("make directory", dir, source))?;
     }
-    let target = open(&fresh)?;
-    for id in ids {
-        apply(&places.committed(id)?, &target, &fresh)?;
-    }
-    std::fs::write(beside.join(MEMBERS), &members).map_err(|source| Error::io("write", &beside, source))?;
+    fill(&open(&fresh)?, &fresh)?;
+    std::fs::write(beside.join(MEMBERS), text(ids)).map_err(|source| Error::io("write", &beside, source))?;
     places.discard(&home)?;
     rustix::fs::rename(&beside, &home).map_err(|errno| Error::io("rename", &beside, errno))?;
     places.merged.insert(key, ids);
@@ -225,7 +233,11 @@ fn enter(source: &Root, target: &Root, dir: &Path, shown: &Metadata) -> kiln_roo
     Ok(there)
 }
 
-fn hash(bytes: &[u8]) -> u64 {
+fn text(ids: &[SnapshotId]) -> String {
+    ids.iter().flat_map(|id| [id.as_str(), "\n"]).collect()
+}
+
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     let state = std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default();
     let mut hasher = state.build_hasher();
     hasher.write(bytes);

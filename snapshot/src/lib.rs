@@ -14,6 +14,7 @@ mod mount;
 mod mount_table;
 mod overlay;
 mod overlay_mount;
+mod skeleton;
 mod snapshotter;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::flatten;
 use crate::mount::Mount;
 use crate::mount_table::detach_below;
+use crate::skeleton;
 use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
 use crate::usage::measure;
 
@@ -82,6 +83,11 @@ impl Snapshotter for OverlaySnapshotter {
     async fn commit(&self, id: &SnapshotId) -> Result<Usage> {
         let id = id.clone();
         self.blocking(move |places| places.commit(&id)).await
+    }
+
+    async fn skeleton(&self, layers: &[SnapshotId]) -> Result<Option<SnapshotId>> {
+        let layers = layers.to_vec();
+        self.blocking(move |places| skeleton::make(places, &layers)).await
     }
 
     async fn reopen(&self, id: &SnapshotId) -> Result<()> {
@@ -181,7 +187,7 @@ impl Places {
         if !active.join("fs").is_dir() {
             return Err(Error::NotFound { id: id.clone() });
         }
-        let usage = measure(&active.join("fs"))?;
+        let usage = skeleton::survey(&active)?;
         let committed = self.dir("committed", id);
         self.rename_new(&active, &committed, id)?;
         // From here on it is committed; the work directory is only litter.
@@ -225,7 +231,7 @@ impl Places {
         if self.dir("active", id).exists() {
             return Err(Error::Exists { id: id.clone() });
         }
-        let usage = measure(&staging.join("fs"))?;
+        let usage = skeleton::survey(&staging)?;
         self.rename_new(&staging, &self.dir("committed", id), id)?;
         Ok(usage)
     }
@@ -252,9 +258,10 @@ impl Places {
         Ok(ids)
     }
 
-    /// The directory of a committed snapshot.
+    /// The directory of a committed snapshot, or of a skeleton.
     pub(crate) fn committed(&self, id: &SnapshotId) -> Result<PathBuf> {
-        let dir = self.dir("committed", id).join("fs");
+        let kind = if skeleton::is_one(id) { "merged" } else { "committed" };
+        let dir = self.dir(kind, id).join("fs");
         if dir.is_dir() { Ok(dir) } else { Err(Error::NotFound { id: id.clone() }) }
     }
 

@@ -15,7 +15,12 @@ fn scripts(layers: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Script>>
 }
 
 /// Puts a layer for each script on `stack`.
-async fn grow(store: &OverlaySnapshotter, name: &str, stack: &[SnapshotId], scripts: &[Script]) -> Vec<SnapshotId> {
+async fn grow(
+    store: &OverlaySnapshotter,
+    name: &str,
+    stack: &[SnapshotId],
+    scripts: &[Script],
+) -> Vec<SnapshotId> {
     let mut stack = stack.to_vec();
     for (number, script) in scripts.iter().enumerate() {
         let id = SnapshotId::new(format!("{name}{number}")).unwrap();

@@ -64,8 +64,11 @@ impl CombineOp {
     async fn merge(&self, inputs: &[Option<ResultRef>]) -> Result<Vec<Option<ResultRef>>, OpError> {
         let states: Vec<Ref> = common::refs(inputs)?.into_iter().flatten().collect();
         let merged = self.worker.cache.merge(&states, self.record()).await;
-        // Out of nothing comes no result at all, which is an error for whoever wants it.
-        Ok(merged.map_err(failed)?.map(common::result).map(Some).into_iter().collect())
+        match merged.map_err(failed)? {
+            Some(merged) => Ok(vec![Some(common::result(merged))]),
+            // Out of nothing comes no result at all.
+            None => Err(OpError::failed("invalid response from exec need 0 index but 0 results received")),
+        }
     }
 
     async fn diff(
@@ -119,7 +122,8 @@ mod tests {
 
     #[test]
     fn outputs_are_the_inputs_that_they_name() {
-        let inputs: Vec<Option<ResultRef>> = vec![Some(Arc::new(Numbered(7))), None, Some(Arc::new(Numbered(9)))];
+        let inputs: Vec<Option<ResultRef>> =
+            vec![Some(Arc::new(Numbered(7))), None, Some(Arc::new(Numbered(9)))];
         for (outputs, want) in [
             (&[0][..], "7"),
             (&[2, 1, 2], "9 - 9"),

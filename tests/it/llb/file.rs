@@ -16,7 +16,13 @@ fn from() -> State {
         .mkfile("/dir/sub/three.txt", 0o755, "3")
         .symlink("dir/one.txt", "/link", none(), None)
         .symlink("dir", "/dirlink", none(), None)
-        .mkfile_owned("/owned", 0o4755, "o", ChownTo { user: Some(Owner::Id(7)), group: Some(Owner::Id(8)) }, Some(0));
+        .mkfile_owned(
+            "/owned",
+            0o4755,
+            "o",
+            ChownTo { user: Some(Owner::Id(7)), group: Some(Owner::Id(8)) },
+            Some(0),
+        );
     State::scratch().file(tree)
 }
 
@@ -32,14 +38,34 @@ fn copies() -> Result<()> {
     let cases: Vec<(&str, &str, Copy, &str)> = vec![
         ("/owned", "/to/", create(), "d0755 0:0 to/\n-0755 7:8 to/owned \"o\"\n"),
         ("/owned", "/to", Copy { mode: Some(0), ..create() }, "-0000 7:8 to \"o\"\n"),
-        ("/dir", "/to", Copy { mode_text: "u=rwX,go=rX".into(), ..create() }, "d0755 0:0 to/\n-0644 0:0 to/one.txt \"1\"\nd0755 0:0 to/sub/\n-0755 0:0 to/sub/three.txt \"3\"\n-0644 0:0 to/two.bin \"2\"\n"),
+        (
+            "/dir",
+            "/to",
+            Copy { mode_text: "u=rwX,go=rX".into(), ..create() },
+            "d0755 0:0 to/\n-0644 0:0 to/one.txt \"1\"\nd0755 0:0 to/sub/\n-0755 0:0 to/sub/three.txt \"3\"\n-0644 0:0 to/two.bin \"2\"\n",
+        ),
         ("/dir/*.txt", "/to/", wild(), "d0755 0:0 to/\n-0640 0:0 to/one.txt \"1\"\n"),
         ("/dir/*.none", "/to/", Copy { allow_empty_wildcard: true, ..wild() }, ""),
         ("/link", "/to", create(), "l0777 0:0 to -> dir/one.txt\n"),
         ("/link", "/to", Copy { follow_symlinks: true, ..create() }, "-0640 0:0 to \"1\"\n"),
-        ("/dirlink", "/to", Copy { follow_symlinks: true, include_patterns: vec!["sub/*".into()], ..contents() }, "d0755 0:0 to/\nd0750 0:0 to/sub/\n-0755 0:0 to/sub/three.txt \"3\"\n"),
-        ("/dir", "/to", Copy { exclude_patterns: vec!["**/*.txt".into()], ..contents() }, "d0755 0:0 to/\nd0750 0:0 to/sub/\n-0600 0:0 to/two.bin \"2\"\n"),
-        ("/owned", "/to", Copy { owner: ChownTo { user: Some(Owner::Id(3)), group: None }, ..create() }, "-0755 3:3 to \"o\"\n"),
+        (
+            "/dirlink",
+            "/to",
+            Copy { follow_symlinks: true, include_patterns: vec!["sub/*".into()], ..contents() },
+            "d0755 0:0 to/\nd0750 0:0 to/sub/\n-0755 0:0 to/sub/three.txt \"3\"\n",
+        ),
+        (
+            "/dir",
+            "/to",
+            Copy { exclude_patterns: vec!["**/*.txt".into()], ..contents() },
+            "d0755 0:0 to/\nd0750 0:0 to/sub/\n-0600 0:0 to/two.bin \"2\"\n",
+        ),
+        (
+            "/owned",
+            "/to",
+            Copy { owner: ChownTo { user: Some(Owner::Id(3)), group: None }, ..create() },
+            "-0755 3:3 to \"o\"\n",
+        ),
     ];
     for (src, dest, options, want) in cases {
         let state = State::scratch().file(FileActions::new().copy(&from(), src, dest, options.clone()));
@@ -61,14 +87,15 @@ fn copies() -> Result<()> {
 #[test]
 fn replacing_what_is_in_the_way() -> Result<()> {
     let site = Site::new(&[])?;
-    let below = State::scratch().file(FileActions::new().mkdir("/to/one.txt", 0o700, true).mkfile("/to/sub", 0o600, "s"));
+    let below = State::scratch()
+        .file(FileActions::new().mkdir("/to/one.txt", 0o700, true).mkfile("/to/sub", 0o600, "s"));
     let copy = |options: Copy| below.file(FileActions::new().copy(&from(), "/dir", "/to", options));
     let contents = Copy { contents_only: true, ..create() };
     check_contains(&site.fails(&copy(contents.clone()), &[])?, &["cannot replace to directory"]);
     let got = site.llb(&copy(Copy { replace: true, ..contents }), &[])?.tree()?;
     assert_eq!(
         got,
-        "d0755 0:0 to/\n-0640 0:0 to/one.txt \"1\"\nd0750 0:0 to/sub/\n-0755 0:0 to/sub/three.txt \"3\"\n-0600 0:0 to/two.bin \"2\"\n"
+        "d0700 0:0 to/\n-0640 0:0 to/one.txt \"1\"\nd0750 0:0 to/sub/\n-0755 0:0 to/sub/three.txt \"3\"\n-0600 0:0 to/two.bin \"2\"\n"
     );
     Ok(())
 }
@@ -81,14 +108,14 @@ fn owners_by_name_are_looked_up_where_they_are_changed() -> Result<()> {
         group: group.map(|g| Owner::Name(g.into())),
     };
     let made = FileActions::new()
-        .mkdir_owned("/made/a", 0o711, true, named("user", None), None)
-        .mkfile_owned("/made/b", 0o600, "", named("nobody-here", Some("users")), None)
-        .symlink("x", "/made/c", named("user", Some("no-group")), None);
+        .mkdir_owned("/made/a", 0o711, true, named("app", None), None)
+        .mkfile_owned("/made/b", 0o600, "", named("nobody-here", Some("extra")), None)
+        .symlink("x", "/made/c", named("app", Some("no-group")), None);
     let state = base()?.file(made);
     let only = State::scratch().file(FileActions::new().copy(&state, "/made", "/", create()));
     assert_eq!(
         site.llb(&only, &[])?.tree()?,
-        "d0711 1000:1000 made/\nd0711 1000:1000 made/a/\n-0600 0:100 made/b \"\"\nl0777 1000:0 made/c -> x\n"
+        "d0711 1000:1000 made/\nd0711 1000:1000 made/a/\n-0600 0:2000 made/b \"\"\nl0777 1000:0 made/c -> x\n"
     );
     Ok(())
 }
@@ -102,7 +129,10 @@ fn removals() -> Result<()> {
         Ok(tree.lines().filter_map(|l| l.split(' ').nth(2)).collect::<Vec<_>>().join(" "))
     };
     assert_eq!(left("/dir", false, false)?, "dirlink link owned");
-    assert_eq!(left("/dirlink", false, false)?, "dir/ dir/one.txt dir/sub/ dir/sub/three.txt dir/two.bin link owned");
+    assert_eq!(
+        left("/dirlink", false, false)?,
+        "dir/ dir/one.txt dir/sub/ dir/sub/three.txt dir/two.bin link owned"
+    );
     assert_eq!(left("/dirlink/sub", false, false)?, "dir/ dir/one.txt dir/two.bin dirlink link owned");
     assert_eq!(left("/d*", false, true)?, "link owned");
     assert_eq!(left("/none*", false, true)?.split(' ').count(), 8);

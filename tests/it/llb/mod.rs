@@ -16,7 +16,7 @@ use kiln_llb::{VertexDigest, marshal_op, pb};
 use kiln_tests::Finished;
 use prost::Message as _;
 
-use crate::support::{Built, Client, Site, hub};
+use crate::support::{Built, Client, Site, hub, run};
 
 /// The base image as a state.
 fn base() -> Result<State> {
@@ -48,7 +48,12 @@ impl Site {
         drop(file);
         let client = self.daemon.buildctl();
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg("exec \"$@\" < \"$0\"").arg(&path).arg(client.get_program()).args(client.get_args());
+        command
+            .arg("-c")
+            .arg("exec \"$@\" < \"$0\"")
+            .arg(&path)
+            .arg(client.get_program())
+            .args(client.get_args());
         command.args(["build", "--progress=plain"]).args(args);
         Ok(command)
     }
@@ -71,8 +76,12 @@ impl Site {
     /// Solves a definition into a directory.
     fn definition(&self, definition: &pb::Definition, args: &[&str]) -> Result<Built> {
         let dir = tempfile::tempdir()?;
-        let output = format!("--output=type=local,dest={}", dir.path().display());
+        let archive = tempfile::NamedTempFile::new()?;
+        let archive = archive.path().display().to_string();
+        // An archive keeps owners, which a directory of the client does not.
+        let output = format!("--output=type=tar,dest={archive}");
         let log = self.solve(definition, &[args, &[&output]].concat())?.success()?.stderr;
+        run("tar", &["--numeric-owner", "-xpf", &archive, "-C", &dir.path().display().to_string()])?;
         Ok(Built { dir, log })
     }
 

@@ -69,7 +69,11 @@ fn what_fails_within_is_reported_as_its_own() -> Result<()> {
     for (state, op, want) in [
         (&good, builder(|op| op.builder = 0), "only LLB builder is currently allowed"),
         (&good, builder(|op| op.inputs.clear()), "no definition input buildkit.llb.definition"),
-        (&good, builder(|op| op.inputs.values_mut().for_each(|i| i.input = 5)), "invalid build input index 5"),
+        (
+            &good,
+            builder(|op| op.inputs.values_mut().for_each(|i| i.input = 5)),
+            "invalid build input index 5",
+        ),
         (&good, build_op(&[("llbbuild.filename", "missing")]), "definition file `missing` is not there"),
         (&text, build_op(&[]), "is no LLB"),
         (&directory, build_op(&[]), "is no regular file"),
@@ -98,7 +102,8 @@ fn a_build_that_holds_itself_ends_with_an_error() -> Result<()> {
 fn a_build_within_ends_with_its_client() -> Result<()> {
     let site = Site::new(&[])?;
     let mark = crate::support::unique()?;
-    let inner = marshal(&base()?.run(shell(&format!("echo begun; while :; do sleep 1; : {mark}; done"))).root())?;
+    let inner =
+        marshal(&base()?.run(shell(&format!("echo be''gun; while :; do sleep 1; : {mark}; done"))).root())?;
     let definition = around(&holding(INPUT, &inner), build_op(&[]))?;
     let client = crate::support::Client::start(&mut site.llb_command(&definition, &[])?)?;
     client.wait_for("begun")?;

@@ -69,7 +69,8 @@ fn an_agent_that_nobody_has() -> Result<()> {
     let site = Site::new(&[])?;
     let socket = |id: &str, optional| SshSocket { id: id.into(), optional, ..SshSocket::default() };
     let step = |socket| -> Result<State> {
-        let exec = shell("[ -e /run/buildkit/ssh_agent.0 ] && echo there || echo $SSH_AUTH_SOCK").ssh(socket);
+        let exec =
+            shell("[ -e /run/buildkit/ssh_agent.0 ] && echo the''re || echo $SSH_AUTH_SOCK").ssh(socket);
         Ok(base()?.run(exec.meta(super::uncached())).root())
     };
     let without = site.fails(&step(socket("", false))?, &[])?;
