@@ -90,9 +90,8 @@ async fn a_difference_of_strangers_is_computed_and_stays() {
     let found = diff(Some(&lower), Some(&upper)).await.unwrap().unwrap();
     let nothing = diff(Some(&lower), None).await.unwrap().unwrap();
     assert_eq!(found.layers().len(), 1);
-    let merge =
-        |refs: [Ref; 2]| async move { fixture.cache.merge(&refs, options("")).await.unwrap().unwrap() };
-    let merge = &merge;
+    let cache = &fixture.cache;
+    let merge = |refs: [Ref; 2]| async move { cache.merge(&refs, options("")).await.unwrap().unwrap() };
     let merged = merge([lower.clone(), found.clone()]).await;
     let want = r#"{"changed": "other", "kept": "other"}"#;
     assert_eq!(format!("{:?}", files(&merged).await), want);

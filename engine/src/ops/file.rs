@@ -319,7 +319,10 @@ impl Run<'_> {
         match owner.group.as_ref().and_then(|u| u.user.as_ref()) {
             Some(pb::user_opt::User::ById(id)) => ids.gid = *id,
             Some(pb::user_opt::User::ByName(named)) => {
-                ids.gid = self.lookup(named, "/etc/group").await?.map_or(0, |fields| number(&fields, 2));
+                // An unknown group leaves the user's.
+                if let Some(fields) = self.lookup(named, "/etc/group").await? {
+                    ids.gid = number(&fields, 2);
+                }
             }
             None => {}
         }

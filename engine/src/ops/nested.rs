@@ -152,7 +152,7 @@ fn parse(op: &pb::BuildOp, inputs: usize) -> Result<(usize, String)> {
         return Err(Error::request("only LLB builder is currently allowed"));
     }
     let input = op.inputs.get(DEFINITION);
-    let input = input.ok_or_else(|| Error::request(format!("no definition input {DEFINITION}")))?.input;
+    let input = input.ok_or_else(|| Error::request(format!("no llb definition input {DEFINITION} found")))?.input;
     let index = usize::try_from(input).ok().filter(|index| *index < inputs);
     let index = index.ok_or_else(|| Error::request(format!("invalid build input index {input}")))?;
     let filename = op.attrs.get(FILENAME).filter(|name| !name.is_empty());
@@ -205,7 +205,7 @@ mod tests {
             (op(-1, Some(1), Some("other")), "1 other"),
             (op(-1, Some(1), Some("")), "1 buildkit.llb.definition"),
             (op(0, Some(0), None), "only LLB builder is currently allowed"),
-            (op(-1, None, None), "no definition input buildkit.llb.definition"),
+            (op(-1, None, None), "no llb definition input buildkit.llb.definition found"),
             (op(-1, Some(2), None), "invalid build input index 2"),
             (op(-1, Some(-1), None), "invalid build input index -1"),
         ] {

@@ -115,7 +115,7 @@ fn owners_by_name_are_looked_up_where_they_are_changed() -> Result<()> {
     let only = State::scratch().file(FileActions::new().copy(&state, "/made", "/", create()));
     assert_eq!(
         site.llb(&only, &[])?.tree()?,
-        "d0711 1000:1000 made/\nd0711 1000:1000 made/a/\n-0600 0:2000 made/b \"\"\nl0777 1000:0 made/c -> x\n"
+        "d0711 1000:1000 made/\nd0711 1000:1000 made/a/\n-0600 0:2000 made/b \"\"\nl0777 1000:1000 made/c -> x\n"
     );
     Ok(())
 }

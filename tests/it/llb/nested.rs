@@ -68,7 +68,7 @@ fn what_fails_within_is_reported_as_its_own() -> Result<()> {
     let empty = holding(INPUT, &pb::Definition::default());
     for (state, op, want) in [
         (&good, builder(|op| op.builder = 0), "only LLB builder is currently allowed"),
-        (&good, builder(|op| op.inputs.clear()), "no definition input buildkit.llb.definition"),
+        (&good, builder(|op| op.inputs.clear()), "no llb definition input buildkit.llb.definition found"),
         (
             &good,
             builder(|op| op.inputs.values_mut().for_each(|i| i.input = 5)),
