@@ -9,6 +9,7 @@
 
 mod agents;
 mod build;
+mod caches;
 pub mod caps;
 mod convert;
 mod engine;

@@ -9,5 +9,6 @@ mod images;
 mod kiln;
 mod llb;
 mod registries;
+mod remote_cache;
 mod runs;
 mod support;
