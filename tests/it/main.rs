@@ -10,6 +10,8 @@ mod images;
 mod kiln;
 mod lending;
 mod limits;
+mod llb;
+mod reasons;
 mod registries;
 mod remote_cache;
 mod runs;

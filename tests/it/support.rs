@@ -184,7 +184,7 @@ fn lock(log: &Mutex<String>) -> MutexGuard<'_, String> {
 
 /// A directory that a build wrote.
 pub(crate) struct Built {
-    dir: TempDir,
+    pub(crate) dir: TempDir,
     pub(crate) log: String,
 }
 
@@ -217,7 +217,7 @@ impl Image {
         Self::copy(tempfile::tempdir()?, source)
     }
 
-    fn copy(dir: TempDir, source: &str) -> Result<Self> {
+    pub(crate) fn copy(dir: TempDir, source: &str) -> Result<Self> {
         let to = format!("oci:{}:it", dir.path().join("layout").display());
         run("skopeo", &["copy", "--quiet", "--insecure-policy", "--src-tls-verify=false", source, &to])?;
         Ok(Self { dir })

@@ -13,6 +13,7 @@ use crate::error::OpError;
 use crate::op::{JobContext, OpContext, WaiterSet};
 use crate::outcome::Outcome;
 use crate::progress::{CANCELED, JobLog, VertexEvent, VertexProgress};
+use crate::reason::Study;
 use crate::scheduler::{Completion, Effect, JobId, WorkId};
 use crate::vertex::{Graph, VertexDigest};
 
@@ -38,6 +39,8 @@ pub(crate) struct Watch {
     waiters: WaiterSet,
     vertices: Vec<(JobId, VertexDigest)>,
     started: Option<SystemTime>,
+    /// Why its op had to run, once that is found out.
+    pub(super) study: Option<Study>,
 }
 
 impl Default for Watch {
@@ -50,6 +53,7 @@ impl Default for Watch {
             waiters: WaiterSet::default(),
             vertices: Vec::new(),
             started: None,
+            study: None,
         }
     }
 }
@@ -118,6 +122,7 @@ impl State {
                 error: None,
                 group: vertex.options.progress_group.clone(),
                 outcome: None,
+                miss: None,
             };
             job.templates.insert(vertex.digest, event.clone());
             job.log.vertex(event);
@@ -180,6 +185,7 @@ impl State {
                     event.cached = shown.cached;
                     event.error = shown.error.as_ref().map(OpError::chain);
                     event.outcome.clone_from(&shown.outcome);
+                    event.miss = watch.study.as_ref().and_then(|study| study.miss.clone());
                 });
             }
         }
