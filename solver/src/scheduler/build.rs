@@ -117,6 +117,18 @@ impl Scheduler {
 
     fn finish_build(&mut self, build: BuildId, effects: &mut Vec<Effect>) {
         let Some(state) = self.builds.get(&build) else { return };
+        // A result that was there may have been found lost since, and is being made again.
+        let edges = state.edges.clone();
+        let mut pending = 0;
+        for (node, output) in edges {
+            pending += usize::from(!self.demand(node, output, Level::Complete, Who::Build(build)));
+        }
+        let Some(state) = self.builds.get_mut(&build) else { return };
+        state.pending = pending;
+        if pending > 0 {
+            return;
+        }
+        let Some(state) = self.builds.get(&build) else { return };
         let (graph, places) = self.key_graph(&state.edges);
         let graph = Arc::new(graph);
         let mut results = Vec::with_capacity(state.edges.len());
