@@ -107,7 +107,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("buildctl", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-llb", "kiln-progress"]),
     ("kiln", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-progress"]),
     ("kiln-tests", &[]),
-    ("kiln-xtask", &["kiln-tests"]),
+    ("kiln-xtask", &["kiln-llb", "kiln-tests"]),
 ];
 
 /// Compares the table with what `cargo metadata` reports.
