@@ -8,15 +8,19 @@ use kiln_solver::{ProgressEvent, Stream};
 
 use crate::convert::timestamp;
 
-/// A response is ended after the log entry that takes it over this many bytes.
-const MAX_LOG_BYTES: usize = 1 << 20;
+/// A response is ended after the entry that takes it over this many bytes. Clients take 16 MiB, and the largest entry
+/// is a vertex with all inputs that it may have.
+const MAX_BYTES: usize = 1 << 20;
+/// About what an entry takes besides its texts.
+const ENTRY_BYTES: usize = 120;
 
 /// Turns a batch of events into responses of bounded size. Vertices come by start time, unstarted ones first.
 pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
     let mut all = Vec::new();
     let mut response = StatusResponse::default();
-    let mut log_bytes = 0;
+    let mut bytes = 0;
     for event in events {
+        bytes += size(event);
         match &**event {
             ProgressEvent::Vertex(event) => response.vertexes.push(Vertex {
                 digest: event.digest.to_string(),
@@ -42,18 +46,15 @@ pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
                 started: event.started.map(timestamp),
                 completed: event.completed.map(timestamp),
             }),
-            ProgressEvent::Log(event) => {
-                log_bytes += event.data.len();
-                response.logs.push(VertexLog {
-                    vertex: event.vertex.to_string(),
-                    timestamp: Some(timestamp(event.timestamp)),
-                    stream: match event.stream {
-                        Stream::Stdout => 1,
-                        Stream::Stderr => 2,
-                    },
-                    msg: event.data.clone(),
-                });
-            }
+            ProgressEvent::Log(event) => response.logs.push(VertexLog {
+                vertex: event.vertex.to_string(),
+                timestamp: Some(timestamp(event.timestamp)),
+                stream: match event.stream {
+                    Stream::Stdout => 1,
+                    Stream::Stderr => 2,
+                },
+                msg: event.data.clone(),
+            }),
             ProgressEvent::Warning(event) => response.warnings.push(VertexWarning {
                 vertex: event.vertex.to_string(),
                 level: event.level,
@@ -77,12 +78,28 @@ pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
             }),
             _ => {}
         }
-        if log_bytes > MAX_LOG_BYTES {
+        if bytes > MAX_BYTES {
             all.push(std::mem::take(&mut response));
-            log_bytes = 0;
+            bytes = 0;
         }
     }
     all.push(response);
     all.retain(|r| *r != StatusResponse::default());
     all
+}
+
+/// About what an event takes in a response.
+fn size(event: &ProgressEvent) -> usize {
+    let texts = match event {
+        ProgressEvent::Vertex(event) => {
+            event.inputs.len() * ENTRY_BYTES + event.name.len() + event.error.as_ref().map_or(0, String::len)
+        }
+        ProgressEvent::Status(event) => event.id.len() + event.name.len(),
+        ProgressEvent::Log(event) => event.data.len(),
+        ProgressEvent::Warning(event) => {
+            event.short.len() + event.detail.iter().map(|d| d.len()).sum::<usize>() + event.data.len()
+        }
+        _ => 0,
+    };
+    texts + ENTRY_BYTES
 }

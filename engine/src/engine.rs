@@ -141,8 +141,9 @@ impl Engine {
     ///
     /// # Cancel safety
     /// Dropping the future withdraws the build: what nobody else waits for stops.
-    pub async fn build(&self, request: BuildRequest) -> Result<BuildResponse> {
+    pub async fn build(&self, mut request: BuildRequest) -> Result<BuildResponse> {
         check(&request, &self.inner.worker)?;
+        let definition = request.definition.take();
         let exporters = export::resolve(&self.inner.tools, &request)?;
         let left_out = attestations(&request)?;
         let info = Arc::new(JobInfo { session_id: request.session_id.clone() });
@@ -181,7 +182,7 @@ impl Engine {
             let digest = VertexDigest(Digest::of(name.as_bytes()));
             state.job.vertex_scope(&name, digest, |_| async { Ok::<(), Error>(()) }).await?;
         }
-        let result = self.result(&request, &bridge, result).await?;
+        let result = self.result(&request, definition, &bridge, result).await?;
         self.evaluate(&result).await?;
         export::export(&state, &request, exporters, result).await
     }
@@ -241,11 +242,12 @@ impl Engine {
     async fn result(
         &self,
         request: &BuildRequest,
+        definition: Option<pb::Definition>,
         bridge: &BuildBridge,
         returned: oneshot::Receiver<Result<FrontendResult>>,
     ) -> Result<FrontendResult> {
-        if let Some(definition) = &request.definition {
-            let reference = bridge.reference(definition.clone());
+        if let Some(definition) = definition {
+            let reference = bridge.reference(definition);
             let refs = References::Single(reference.map(|r| r as Arc<dyn kiln_frontend::Reference>));
             let mut result = FrontendResult::default();
             result.refs = refs;

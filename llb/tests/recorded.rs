@@ -5,23 +5,26 @@ use std::fs;
 use std::path::Path;
 
 use kiln_llb::{Message, Schema, VertexDigest, canonical_op, marshal_op, pb, render};
+use kiln_vectors::Vectors;
 use prost::Message as _;
 use serde_json::Value;
 
 fn each_case(mut check: impl FnMut(&str, &pb::Definition, &Value)) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/llb");
-    let mut count = 0;
-    for entry in fs::read_dir(dir).unwrap() {
+    let mut vectors = Vectors::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/llb"));
+    for entry in fs::read_dir(vectors.dir()).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|e| e != "pb") {
             continue;
         }
-        let definition = pb::Definition::decode(fs::read(&path).unwrap().as_slice()).unwrap();
-        let json = serde_json::from_slice(&fs::read(path.with_extension("json")).unwrap()).unwrap();
-        check(path.file_stem().unwrap().to_str().unwrap(), &definition, &json);
-        count += 1;
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        vectors.check(name, || {
+            let definition = pb::Definition::decode(fs::read(&path).unwrap().as_slice()).unwrap();
+            let json = serde_json::from_slice(&fs::read(path.with_extension("json")).unwrap()).unwrap();
+            check(name, &definition, &json);
+            Ok(())
+        });
     }
-    assert_eq!(count, 139);
+    vectors.finish(139);
 }
 
 #[test]

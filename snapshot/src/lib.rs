@@ -15,6 +15,7 @@ mod overlay_mount;
 mod snapshotter;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod unmounted;
 mod usage;
 
 pub use crate::error::{Error, Result};

@@ -108,6 +108,10 @@ impl Snapshotter for OverlaySnapshotter {
         self.blocking(move |places| Ok(places.find(&id).is_some())).await
     }
 
+    async fn missing(&self, ids: Vec<SnapshotId>) -> Result<Vec<SnapshotId>> {
+        self.blocking(move |places| Ok(ids.into_iter().filter(|id| places.find(id).is_none()).collect())).await
+    }
+
     async fn usage(&self, id: &SnapshotId) -> Result<Usage> {
         let id = id.clone();
         self.blocking(move |places| {
@@ -137,7 +141,8 @@ impl Places {
         }
         let beside = self.new_trash();
         let upper = beside.join("fs");
-        make_dirs(&[&beside, &upper, &beside.join("work")])?;
+        // The work directory is made by the first mount, if there is one.
+        make_dirs(&[&beside, &upper])?;
         // The top directory of the stack shows with the owner of the upper one.
         if let Some(top) = lowers.last() {
             use std::os::unix::fs::MetadataExt as _;
@@ -178,7 +183,12 @@ impl Places {
         let committed = self.dir("committed", id);
         self.rename_new(&active, &committed, id)?;
         // From here on it is committed; the work directory is only litter.
-        let outcome = Root::open(&committed).and_then(|root| root.remove_all("work"));
+        let work = committed.join("work");
+        let outcome = if work.exists() {
+            Root::open(&committed).and_then(|root| root.remove_all("work"))
+        } else {
+            Ok(())
+        };
         if let Err(error) = outcome {
             tracing::warn!(snapshot = %id, %error, "work directory left behind");
         }
@@ -193,10 +203,7 @@ impl Places {
         self.committed(id)?;
         // What was merged from it shares its files.
         flatten::forget(self, id)?;
-        let committed = self.dir("committed", id);
-        let work = committed.join("work");
-        std::fs::create_dir_all(&work).map_err(|source| Error::io("make directory", &work, source))?;
-        self.rename_new(&committed, &active, id)
+        self.rename_new(&self.dir("committed", id), &active, id)
     }
 
     fn stage(&self, id: &SnapshotId) -> Result<PathBuf> {
@@ -272,7 +279,7 @@ impl Places {
     }
 
     fn find(&self, id: &SnapshotId) -> Option<PathBuf> {
-        ["active", "committed"].iter().map(|kind| self.dir(kind, id).join("fs")).find(|dir| dir.is_dir())
+        ["committed", "active"].iter().map(|kind| self.dir(kind, id).join("fs")).find(|dir| dir.is_dir())
     }
 
     fn dir(&self, kind: &str, id: &SnapshotId) -> PathBuf {

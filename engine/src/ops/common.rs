@@ -129,9 +129,14 @@ pub(crate) fn platform(platform: Option<&pb::Platform>) -> Platform {
 
 impl OpKey {
     /// This key as the solver's cache map.
-    pub(crate) fn part(&self) -> CacheMapPart {
+    pub(crate) fn map(&self) -> CacheMap {
         let deps = self.deps.iter().map(|d| Dep { selector: d.selector, content: d.content.is_some() });
-        CacheMapPart { map: CacheMap { digest: self.digest.into(), deps: deps.collect() }, last: true }
+        CacheMap { digest: self.digest.into(), deps: deps.collect() }
+    }
+
+    /// The only part of it.
+    pub(crate) fn part(&self) -> CacheMapPart {
+        CacheMapPart { map: self.map(), last: true }
     }
 
     fn content_selectors(&self, input: usize) -> Vec<ContentSelector> {

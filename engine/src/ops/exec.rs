@@ -10,7 +10,7 @@ use kiln_executor::{
 };
 use kiln_llb::pb;
 use kiln_snapshot::Mount;
-use kiln_solver::{CacheMapPart, Op, OpContext, OpError, ResultRef, Slot, Stream};
+use kiln_solver::{CacheMap, CacheMapPart, Op, OpContext, OpError, ResultRef, Slot, Stream};
 use tokio::sync::mpsc;
 
 use crate::error::ExecError;
@@ -57,6 +57,10 @@ impl Prepared {
 impl Op for ExecOp {
     async fn cache_map(&self, _cx: &OpContext, _index: usize) -> Result<CacheMapPart, OpError> {
         Ok(self.key.part())
+    }
+
+    fn known_map(&self) -> Option<CacheMap> {
+        Some(self.key.map())
     }
 
     async fn content_key(

@@ -1,5 +1,6 @@
 //! The file op: a list of actions, each on the result of an earlier one or on an input.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -7,7 +8,7 @@ use kiln_cache::{MutableRef, RecordOptions, RecordType, Ref};
 use kiln_digest::Digest;
 use kiln_llb::pb;
 use kiln_rootdir::Root;
-use kiln_solver::{CacheMapPart, Op, OpContext, OpError, ResultRef};
+use kiln_solver::{CacheMap, CacheMapPart, Op, OpContext, OpError, ResultRef};
 
 use crate::fileop::{
     self, CopyAction, FileError, MkdirAction, MkfileAction, ModeChange, Owner, RmAction, SymlinkAction,
@@ -64,6 +65,10 @@ enum State {
 impl Op for FileOp {
     async fn cache_map(&self, _cx: &OpContext, _index: usize) -> Result<CacheMapPart, OpError> {
         Ok(self.key.part())
+    }
+
+    fn known_map(&self) -> Option<CacheMap> {
+        Some(self.key.map())
     }
 
     async fn content_key(
@@ -221,19 +226,23 @@ impl Run<'_> {
         };
         let name = self.op.name.clone();
         common::blocking(move || {
-            let dest = mount.with_temp().map_err(OpError::failed)?;
+            let dest = match made_at(&kind) {
+                Some(path) => mount.with_temp_to_make(path),
+                None => mount.with_temp(),
+            };
+            let dest = dest.map_err(OpError::failed)?;
             let root = Root::open(dest.path()).map_err(OpError::failed)?;
             let source = source_mount.map(|m| m.with_temp()).transpose().map_err(OpError::failed)?;
             let empty;
             let source = match &source {
-                Some(source) => Root::open(source.path()),
-                None => {
+                Some(source) => Some(Root::open(source.path()).map_err(OpError::failed)?),
+                None if matches!(kind, pb::file_action::Action::Copy(_)) => {
                     empty = tempfile::tempdir().map_err(OpError::failed)?;
-                    Root::open(empty.path())
+                    Some(Root::open(empty.path()).map_err(OpError::failed)?)
                 }
-            }
-            .map_err(OpError::failed)?;
-            apply(&kind, owners, &source, &root).map_err(|error| {
+                None => None,
+            };
+            apply(&kind, owners, source.as_ref(), &root).map_err(|error| {
                 let message = error.to_string();
                 tracing::debug!(op = %name, error = %message, "file action failed");
                 OpError::failed(FileOpError::Action(message, error))
@@ -366,15 +375,29 @@ fn description(kind: &pb::file_action::Action) -> String {
     }
 }
 
+/// The path below which an action does all it does, provided that nothing is there.
+fn made_at(kind: &pb::file_action::Action) -> Option<&Path> {
+    use pb::file_action::Action;
+    match kind {
+        Action::Copy(a) => Some(a.dest.as_ref()),
+        Action::Mkfile(a) => Some(a.path.as_ref()),
+        Action::Mkdir(a) => Some(a.path.as_ref()),
+        Action::Symlink(a) => Some(a.newpath.as_ref()),
+        Action::Rm(_) => None,
+    }
+}
+
+/// `source` is there for copies.
 fn apply(
     kind: &pb::file_action::Action,
     owner: Option<Owner>,
-    source: &Root,
+    source: Option<&Root>,
     dest: &Root,
 ) -> Result<(), FileError> {
     use pb::file_action::Action;
     match kind {
         Action::Copy(a) => {
+            let source = source.ok_or_else(|| FileError::SourceNotFound { path: a.src.clone() })?;
             let mode = match (a.mode_str.as_str(), u32::try_from(a.mode)) {
                 ("", Ok(mode)) => Some(ModeChange::Octal(mode & 0o7777)),
                 ("", Err(_)) => None,

@@ -39,11 +39,18 @@ impl JobLog {
     }
 
     pub(crate) fn vertex(&self, event: VertexEvent) {
+        self.vertices([event]);
+    }
+
+    /// The same for several, which watchers are woken for once.
+    pub(crate) fn vertices(&self, events: impl IntoIterator<Item = VertexEvent>) {
         self.append(|state| {
-            for cached in state.inference.observe(&event) {
-                state.push(ProgressEvent::Vertex(cached));
+            for event in events {
+                for cached in state.inference.observe(&event) {
+                    state.push(ProgressEvent::Vertex(cached));
+                }
+                state.push(ProgressEvent::Vertex(event));
             }
-            state.push(ProgressEvent::Vertex(event));
         });
     }
 
