@@ -9,7 +9,6 @@ mod packages;
 mod quickstart;
 mod shell;
 mod test;
-mod vectors;
 
 use clap::Parser;
 
@@ -27,8 +26,6 @@ enum Task {
     },
     /// Measure named scenarios, alone or in turn with a peer of the same API.
     Bench(bench::Options),
-    /// Run a folder of recorded answers through the tests of their form.
-    Vectors(vectors::Options),
     /// Check the crates' dependencies against the written table.
     Layers,
 }
@@ -39,7 +36,6 @@ fn main() -> anyhow::Result<()> {
         Task::Test => test::run(),
         Task::Integration { filters } => integration::run(&filters),
         Task::Bench(options) => bench::run(&options),
-        Task::Vectors(options) => vectors::run(&options),
         Task::Layers => layers::check(),
     }
 }
