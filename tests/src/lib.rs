@@ -9,6 +9,7 @@ mod daemon;
 mod files;
 mod process;
 mod registry;
+pub mod vectors;
 
 pub use base_image::push_base_image;
 pub use daemon::{Daemon, DaemonOptions};

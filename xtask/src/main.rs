@@ -9,6 +9,7 @@ mod packages;
 mod quickstart;
 mod shell;
 mod test;
+mod vectors;
 
 use clap::Parser;
 
@@ -26,6 +27,8 @@ enum Task {
     },
     /// Measure named scenarios, alone or in turn with a peer of the same API.
     Bench(bench::Options),
+    /// Hold the binaries against a folder of recorded answers.
+    Vectors(vectors::Options),
     /// Check the crates' dependencies against the written table.
     Layers,
 }
@@ -36,6 +39,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test => test::run(),
         Task::Integration { filters } => integration::run(&filters),
         Task::Bench(options) => bench::run(&options),
+        Task::Vectors(options) => vectors::run(&options),
         Task::Layers => layers::check(),
     }
 }
