@@ -1,6 +1,7 @@
 //! Builds that fail: one clear message, an exit code, and a daemon that goes on.
 
 use anyhow::Result;
+use kiln_tests::DaemonOptions;
 
 use crate::support::{Site, check_contains, hub};
 
@@ -216,5 +217,27 @@ fn a_client_without_a_daemon_says_so() -> Result<()> {
     site.daemon.stop()?;
     let failed = site.build(&[])?.failure()?;
     check_contains(&failed.stderr, &["buildkitd.sock"]);
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_fails_the_build_that_fills_it_and_no_other() -> Result<()> {
+    let options = DaemonOptions { disk: Some(48), ..DaemonOptions::default() };
+    let site = Site::with_options(&[("small", "small\n")], options)?;
+    let fill = "ARG BASE\nFROM $BASE\nRUN dd if=/dev/zero of=/big bs=1M count=100\n";
+    site.write(&[("Dockerfile", fill)])?;
+    let failed = site.build(&[])?.failure()?;
+    check_contains(&failed.stderr, &["No space left on device", ">>> RUN dd if=/dev/zero"]);
+    site.write(&[
+        ("context.bin", &"x".repeat(60 << 20)),
+        ("Dockerfile", "FROM scratch\nCOPY context.bin /\n"),
+    ])?;
+    let failed = site.build(&[])?.failure()?;
+    check_contains(&failed.stderr, &["o space left on device"]);
+    std::fs::remove_file(site.context().join("context.bin"))?;
+    let next = "ARG BASE\nFROM $BASE\nRUN echo works > /made\nCOPY small /\n";
+    let built = site.dockerfile(next, &[])?;
+    assert_eq!(built.read("made")?, "works\n");
+    assert!(!site.daemon.log().contains("panicked"), "{}", site.daemon.log());
     Ok(())
 }

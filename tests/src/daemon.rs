@@ -18,6 +18,8 @@ pub struct DaemonOptions {
     pub config: String,
     /// More environment variables.
     pub env: Vec<(String, String)>,
+    /// Its root is a filesystem of its own with this many MiB.
+    pub disk: Option<u32>,
 }
 
 /// A daemon with a root directory and a socket of its own. Dropped, it is killed and its root removed.
@@ -35,6 +37,12 @@ impl Daemon {
         let dir = tempfile::Builder::new().prefix("kiln-it-").tempdir()?;
         std::fs::write(dir.path().join("buildkitd.toml"), &options.config)?;
         let mut daemon = Self { binaries: binaries.clone(), options, dir: Some(dir), child: None };
+        if let Some(size) = daemon.options.disk {
+            std::fs::create_dir(daemon.root())?;
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", &format!("size={size}m"), "kiln-it"]).arg(daemon.root());
+            Finished::run(&mut mount)?.success()?;
+        }
         daemon.spawn()?;
         Ok(daemon)
     }
@@ -152,6 +160,9 @@ impl Drop for Daemon {
         // A graceful stop unmounts what steps left; a daemon that hangs is killed.
         if self.stop().is_err() {
             drop(self.kill());
+        }
+        if self.options.disk.is_some() {
+            drop(Finished::run(Command::new("umount").arg("--lazy").arg(self.root())));
         }
     }
 }

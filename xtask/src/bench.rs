@@ -142,8 +142,7 @@ fn our_binaries() -> Result<Binaries> {
     if std::env::var_os("KILN_BIN_DIR").is_some() {
         return Binaries::from_env();
     }
-    eprintln!("building the release binaries (the first time takes a few minutes)");
-    shell::run("cargo", &["build", "--release", "--package", "buildkitd", "--package", "buildctl"])?;
+    shell::build_release()?;
     Binaries::at("target/release")
 }
 

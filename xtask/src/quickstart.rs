@@ -14,11 +14,7 @@ const IMAGE: &str = "target/quickstart/hello.tar";
 /// Builds the release binaries, a base image and `examples/hello`, and says what to try next.
 pub(crate) fn run() -> Result<()> {
     packages::ensure(&[packages::BASIC])?;
-    eprintln!("building the binaries (the first time takes a few minutes)");
-    shell::run(
-        "cargo",
-        &["build", "--release", "--package", "buildkitd", "--package", "buildctl", "--package", "kiln"],
-    )?;
+    shell::build_release()?;
     let start = Instant::now();
     let binaries = Binaries::at("target/release")?;
     let registry = Registry::start()?;
