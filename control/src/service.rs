@@ -35,6 +35,8 @@ const MAX_ANSWER: usize = 16 << 20;
 const JOB_WAIT: Duration = Duration::from_secs(6);
 /// Responses on their way to a slow client; when it is full, the stream waits (progress itself is kept by the job).
 const STATUS_BUFFER: usize = 16;
+/// Time between responses, while more are to come. Shorter than anybody sees.
+const STATUS_PAUSE: Duration = Duration::from_millis(20);
 /// The newest behaviour that clients can ask for.
 const COMPATIBILITY: [i64; 3] = [10, 20, 30];
 
@@ -166,6 +168,12 @@ impl ControlService for Control {
                     if send.send(Ok(response)).await.is_err() {
                         return;
                     }
+                }
+                // What comes at once goes at once. A message for every event would cost more than small steps do.
+                tokio::select! {
+                    () = tokio::time::sleep(STATUS_PAUSE) => {}
+                    () = events.closed() => {}
+                    () = send.closed() => return,
                 }
             }
         });

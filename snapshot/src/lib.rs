@@ -8,6 +8,7 @@
 
 mod error;
 mod flatten;
+mod in_place;
 mod mount;
 mod mount_table;
 mod overlay;
@@ -19,6 +20,7 @@ mod unmounted;
 mod usage;
 
 pub use crate::error::{Error, Result};
+pub use crate::in_place::{in_place, may_block};
 pub use crate::mount::{Mount, Mounted, TempMounted};
 pub use crate::mount_table::detach_below;
 pub use crate::overlay::OverlaySnapshotter;

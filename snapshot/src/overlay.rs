@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::flatten;
+use crate::in_place::may_block;
 use crate::mount::Mount;
 use crate::mount_table::detach_below;
 use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
@@ -47,6 +48,9 @@ impl OverlaySnapshotter {
         &self,
         work: impl FnOnce(&Places) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        if may_block() {
+            return work(&self.places);
+        }
         let places = self.places.clone();
         tokio::task::spawn_blocking(move || work(&places)).await.map_err(|_| Error::Interrupted)?
     }
@@ -109,7 +113,18 @@ impl Snapshotter for OverlaySnapshotter {
     }
 
     async fn missing(&self, ids: Vec<SnapshotId>) -> Result<Vec<SnapshotId>> {
-        self.blocking(move |places| Ok(ids.into_iter().filter(|id| places.find(id).is_none()).collect())).await
+        self.blocking(move |places| {
+            let open = |kind| crate::mount::open_path(&places.root.join(kind)).map_err(|errno| {
+                Error::io("open directory", &places.root.join(kind), errno)
+            });
+            let homes = [open("committed")?, open("active")?];
+            let is_there = |id: &SnapshotId| {
+                let path = Path::new(id.as_str()).join("fs");
+                homes.iter().any(|home| rustix::fs::statat(home, &path, rustix::fs::AtFlags::empty()).is_ok())
+            };
+            Ok(ids.into_iter().filter(|id| !is_there(id)).collect())
+        })
+        .await
     }
 
     async fn usage(&self, id: &SnapshotId) -> Result<Usage> {

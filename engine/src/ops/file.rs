@@ -23,9 +23,15 @@ const MAX_USER_FILE: u64 = 10 << 20;
 /// A file op on a worker.
 #[derive(Debug)]
 pub(crate) struct FileOp {
+    pub(crate) files: Arc<Files>,
+    pub(crate) key: OpKey,
+}
+
+/// What its actions need.
+#[derive(Debug)]
+pub(crate) struct Files {
     pub(crate) worker: Arc<Worker>,
     pub(crate) op: pb::FileOp,
-    pub(crate) key: OpKey,
     pub(crate) name: String,
 }
 
@@ -77,7 +83,7 @@ impl Op for FileOp {
         input: usize,
         result: Option<&ResultRef>,
     ) -> Result<Digest, OpError> {
-        common::content_key(&self.worker, cx, &self.key, input, result).await
+        common::content_key(&self.files.worker, cx, &self.key, input, result).await
     }
 
     async fn exec(
@@ -86,16 +92,29 @@ impl Op for FileOp {
         inputs: Vec<Option<ResultRef>>,
     ) -> Result<Vec<Option<ResultRef>>, OpError> {
         let inputs = common::refs(&inputs)?;
-        let plan = Plan::new(&self.op, inputs.len()).map_err(OpError::failed)?;
-        let provider = common::provider(&self.worker, cx);
+        let plan = Plan::new(&self.files.op, inputs.len()).map_err(OpError::failed)?;
+        let provider = common::provider(&self.files.worker, cx);
         common::unlazy_all(&inputs, &provider, cx).await?;
-        let mut run = Run {
-            op: self,
-            inputs: &inputs,
-            provider: &provider,
-            states: vec![None; self.op.actions.len()],
-            uses: plan.uses,
-        };
+        let (files, cx) = (Arc::clone(&self.files), cx.clone());
+        let runtime = tokio::runtime::Handle::current();
+        // Nearly all of it blocks.
+        common::blocking(move || {
+            kiln_snapshot::in_place(|| runtime.block_on(files.run(&cx, plan, &inputs, &provider)))
+        })
+        .await
+    }
+}
+
+impl Files {
+    async fn run(
+        &self,
+        cx: &OpContext,
+        plan: Plan,
+        inputs: &[Option<Ref>],
+        provider: &Provider,
+    ) -> Result<Vec<Option<ResultRef>>, OpError> {
+        let states = vec![None; self.op.actions.len()];
+        let mut run = Run { op: self, inputs, provider, states, uses: plan.uses };
         for index in plan.order {
             if cx.cancel.is_cancelled() {
                 return Err(OpError::cancelled());
@@ -201,7 +220,7 @@ fn needs(action: &pb::FileAction, inputs: usize) -> Vec<usize> {
 }
 
 struct Run<'a> {
-    op: &'a FileOp,
+    op: &'a Files,
     inputs: &'a [Option<Ref>],
     provider: &'a Provider,
     states: Vec<Option<State>>,

@@ -113,12 +113,11 @@ fn op(
             resources: vertex.linux_resources.clone(),
             pruned_caches: if vertex.ignore_cache { pruned.to_vec() } else { Vec::new() },
         }),
-        Some(Kind::File(op)) => Arc::new(file::FileOp {
-            worker: worker.clone(),
-            op: op.clone(),
-            key: key()?,
-            name: vertex.name.clone(),
-        }),
+        Some(Kind::File(op)) => {
+            let files =
+                file::Files { worker: worker.clone(), op: op.clone(), name: vertex.name.clone() };
+            Arc::new(file::FileOp { files: Arc::new(files), key: key()? })
+        }
         Some(Kind::Merge(_)) => combine(Combination::Merge)?,
         Some(Kind::Diff(op)) => combine(Combination::Diff {
             lower: op.lower.is_some_and(|l| l.input != NO_INPUT),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::progress::event::{ProgressEvent, StatusEvent, VertexEvent};
 use crate::progress::inference::CachedInference;
@@ -22,6 +23,7 @@ pub(crate) struct JobLog {
     state: Mutex<State>,
     /// Incremented after each append; closed with the log.
     changed: watch::Sender<u64>,
+    closed: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +37,7 @@ struct State {
 
 impl JobLog {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { state: Mutex::default(), changed: watch::Sender::new(0), closed: CancellationToken::new() }
     }
 
     pub(crate) fn vertex(&self, event: VertexEvent) {
@@ -85,6 +87,7 @@ impl JobLog {
             }
             state.closed = true;
         });
+        self.closed.cancel();
     }
 
     fn append(&self, change: impl FnOnce(&mut State)) {
@@ -130,6 +133,11 @@ impl ProgressStream {
     pub(crate) fn new(log: Arc<JobLog>) -> Self {
         let changed = log.changed.subscribe();
         Self { log, cursor: 0, changed }
+    }
+
+    /// Waits until no more events will come.
+    pub async fn closed(&self) {
+        self.log.closed.cancelled().await;
     }
 
     /// Waits for events and returns those that came, in order; `None` after the last one of a discarded job.
