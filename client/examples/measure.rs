@@ -15,7 +15,8 @@ use kiln_client::{Client, ConnectOptions, SolveOptions};
 use prost::Message as _;
 use tokio::sync::mpsc;
 
-const USAGE: &str = "usage: measure <address> [--times <n>] [--until-started] (<definition> | --dockerfile <context>)";
+const USAGE: &str =
+    "usage: measure <address> [--times <n>] [--until-started] (<definition> | --dockerfile <context>)";
 
 struct Arguments {
     address: String,

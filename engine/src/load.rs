@@ -19,7 +19,7 @@ use std::sync::Arc;
 use futures::{StreamExt as _, TryStreamExt as _};
 use kiln_digest::Hasher;
 use kiln_llb::pb::op::Op as Kind;
-use kiln_llb::{RawOp, VertexDigest, pb};
+use kiln_llb::{RawOp, VertexDigest, is_canonical_op, pb};
 use prost::Message as _;
 
 pub use crate::load::entitlements::{Entitlements, GrantedEntitlements};
@@ -159,9 +159,11 @@ fn decode(definition: &pb::Definition) -> Result<(Vec<Draft<'_>>, HashMap<Vertex
         if by_sent.contains_key(&sent) {
             continue;
         }
-        // The wire-level decoder goes first because its errors read like the reference's.
-        let raw = RawOp::decode(bytes).map_err(LoadError::Parse)?;
-        let canonical = raw.encode().map_err(LoadError::Parse)? == *bytes;
+        let canonical = is_canonical_op(bytes);
+        if !canonical {
+            // The wire-level decoder goes first because its errors read like the reference's.
+            RawOp::decode(bytes).map_err(LoadError::Parse)?;
+        }
         let op = pb::Op::decode(bytes.as_slice()).map_err(|e| LoadError::Parse(e.into()))?;
         for (position, input) in op.inputs.iter().enumerate() {
             if input.index < 0 {
@@ -240,7 +242,10 @@ enum Step {
 }
 
 /// Computes the digest of every draft, inputs first, and rewrites the inputs of the typed ops.
-fn recompute_digests(drafts: &mut [Draft<'_>], inputs: &[Vec<usize>]) -> Result<Vec<VertexDigest>, LoadError> {
+fn recompute_digests(
+    drafts: &mut [Draft<'_>],
+    inputs: &[Vec<usize>],
+) -> Result<Vec<VertexDigest>, LoadError> {
     let mut done: Vec<Option<VertexDigest>> = vec![None; drafts.len()];
     let mut entered = vec![false; drafts.len()];
     let mut stack = Vec::new();

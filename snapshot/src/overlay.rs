@@ -1,16 +1,17 @@
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use kiln_rootdir::Root;
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FileType, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::flatten;
 use crate::in_place::may_block;
-use crate::mount::Mount;
+use crate::mount::{Mount, open_path};
 use crate::mount_table::detach_below;
 use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
 use crate::usage::measure;
@@ -39,7 +40,12 @@ impl OverlaySnapshotter {
             std::fs::create_dir_all(&dir).map_err(|source| Error::io("make directory", &dir, source))?;
         }
         detach_below(&root)?;
-        let places = Arc::new(Places { root, trashed: AtomicU64::new(0) });
+        let home = |kind| {
+            let dir = root.join(kind);
+            open_path(&dir).map_err(|errno| Error::io("open directory", &dir, errno))
+        };
+        let (active, committed) = (home("active")?, home("committed")?);
+        let places = Arc::new(Places { root, active, committed, trashed: AtomicU64::new(0) });
         places.discard_leftovers()?;
         Ok(Self { places })
     }
@@ -114,15 +120,8 @@ impl Snapshotter for OverlaySnapshotter {
 
     async fn missing(&self, ids: Vec<SnapshotId>) -> Result<Vec<SnapshotId>> {
         self.blocking(move |places| {
-            let open = |kind| crate::mount::open_path(&places.root.join(kind)).map_err(|errno| {
-                Error::io("open directory", &places.root.join(kind), errno)
-            });
-            let homes = [open("committed")?, open("active")?];
-            let is_there = |id: &SnapshotId| {
-                let path = Path::new(id.as_str()).join("fs");
-                homes.iter().any(|home| rustix::fs::statat(home, &path, rustix::fs::AtFlags::empty()).is_ok())
-            };
-            Ok(ids.into_iter().filter(|id| !is_there(id)).collect())
+            let missing = |id: &SnapshotId| !has(&places.committed, id) && !has(&places.active, id);
+            Ok(ids.into_iter().filter(missing).collect())
         })
         .await
     }
@@ -144,6 +143,9 @@ impl Snapshotter for OverlaySnapshotter {
 #[derive(Debug)]
 pub(crate) struct Places {
     root: PathBuf,
+    /// The directories of active and committed snapshots. A deep stack is many look-ups, which are short from here.
+    active: OwnedFd,
+    committed: OwnedFd,
     trashed: AtomicU64,
 }
 
@@ -269,8 +271,10 @@ impl Places {
 
     /// The directory of a committed snapshot.
     pub(crate) fn committed(&self, id: &SnapshotId) -> Result<PathBuf> {
-        let dir = self.dir("committed", id).join("fs");
-        if dir.is_dir() { Ok(dir) } else { Err(Error::NotFound { id: id.clone() }) }
+        if !has(&self.committed, id) {
+            return Err(Error::NotFound { id: id.clone() });
+        }
+        Ok(self.dir("committed", id).join("fs"))
     }
 
     pub(crate) fn merged(&self) -> PathBuf {
@@ -365,6 +369,13 @@ impl Places {
         }
         Ok(())
     }
+}
+
+/// Whether the snapshot is in this directory of snapshots.
+fn has(home: &OwnedFd, id: &SnapshotId) -> bool {
+    let path = format!("{id}/fs");
+    rustix::fs::statat(home, path.as_str(), AtFlags::empty())
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())
 }
 
 fn active_mount(active: &Path, lowers: Vec<PathBuf>) -> Mount {

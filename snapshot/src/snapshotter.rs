@@ -21,7 +21,11 @@ impl SnapshotId {
         let text: String = text.into();
         let fits = (1..=64).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        if fits { Ok(Self(text.into())) } else { Err(Error::InvalidId { text: text.chars().take(80).collect() }) }
+        if fits {
+            Ok(Self(text.into()))
+        } else {
+            Err(Error::InvalidId { text: text.chars().take(80).collect() })
+        }
     }
 
     /// The identifier as text.

@@ -4,12 +4,15 @@
 //! was not there. What overlayfs would then leave in the upper directory can be put there directly.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use kiln_rootdir::{Metadata, Root};
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::mount::{Mount, SharedUpper, TempMounted};
+use crate::mount::{Mount, SharedUpper, TempMounted, open_path};
 
 /// Deeper paths are left to the kernel.
 const MAX_COMPONENTS: usize = 64;
@@ -59,18 +62,19 @@ fn plain_names(path: &Path) -> Option<Vec<OsString>> {
 /// Says no in doubt, as when a directory is hidden by one above it. Paths are safe to be joined here: each component
 /// but the last was found to be a directory, or not to be there, in every layer, and layers do not change.
 fn free<'a>(lowers: &'a [PathBuf], upper: &Path, names: &[OsString]) -> Result<Option<Vec<Missing<'a>>>> {
+    let near = Near::new(upper)?;
     let mut missing = Vec::new();
     let mut path = PathBuf::new();
     for (index, name) in names.iter().enumerate() {
         path.push(name);
         let last = index + 1 == names.len();
-        let mut seen = match found(upper, &path)? {
+        let mut seen = match near.found(upper, &path)? {
             Found::Nothing => false,
             Found::Directory if !last => true,
             _ => return Ok(None),
         };
         for layer in lowers.iter().rev() {
-            match found(layer, &path)? {
+            match near.found(layer, &path)? {
                 Found::Nothing => {}
                 Found::Directory if !last => {
                     if !seen {
@@ -96,17 +100,31 @@ enum Found {
     Other,
 }
 
-fn found(layer: &Path, path: &Path) -> Result<Found> {
-    let path = layer.join(path);
-    match rustix::fs::lstat(&path) {
-        Ok(stat) => {
-            let directory = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
-            Ok(if directory { Found::Directory } else { Found::Other })
+/// The directory that the layers are in. A deep stack is many look-ups, which are short from here.
+struct Near {
+    dir: PathBuf,
+    handle: OwnedFd,
+}
+
+impl Near {
+    fn new(upper: &Path) -> Result<Self> {
+        // Two directories of its own, and one of its kind.
+        let dir = upper.ancestors().nth(3).unwrap_or(upper).to_owned();
+        let handle = open_path(&dir).map_err(|errno| Error::io("open directory", &dir, errno))?;
+        Ok(Self { dir, handle })
+    }
+
+    fn found(&self, layer: &Path, path: &Path) -> Result<Found> {
+        // A path that does not begin there is absolute, and stays as it is.
+        let path = layer.strip_prefix(&self.dir).unwrap_or(layer).join(path);
+        match rustix::fs::statat(&self.handle, &path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => Ok(Found::Directory),
+            Ok(_) => Ok(Found::Other),
+            Err(Errno::NOENT) => Ok(Found::Nothing),
+            // The kernel's own answer to names that are too long comes with the action's context.
+            Err(Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(Found::Other),
+            Err(errno) => Err(Error::io("look for", &path, errno)),
         }
-        Err(rustix::io::Errno::NOENT) => Ok(Found::Nothing),
-        // The kernel's own answer to names that are too long comes with the action's context.
-        Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::NAMETOOLONG) => Ok(Found::Other),
-        Err(errno) => Err(Error::io("look for", &path, errno)),
     }
 }
 
@@ -122,7 +140,7 @@ fn copy_up(upper: &Path, missing: &[Missing<'_>]) -> Result<()> {
     for Missing { path, layer } in missing {
         let from = Root::open(layer).map_err(failed)?;
         let Some(metadata) = from.stat(path, false).map_err(failed)? else {
-            let gone = std::io::Error::from(rustix::io::Errno::NOENT);
+            let gone = std::io::Error::from(Errno::NOENT);
             return Err(Error::io("copy up", &layer.join(path), gone));
         };
         to.mkdir(path, metadata.mode).map_err(failed)?;

@@ -74,8 +74,12 @@ impl Vectors {
             }
             return;
         }
-        let wrong: Vec<String> =
-            self.cases.iter().filter(|case| !matches!(case.outcome, Outcome::Passed)).map(Case::line).collect();
+        let wrong: Vec<String> = self
+            .cases
+            .iter()
+            .filter(|case| !matches!(case.outcome, Outcome::Passed))
+            .map(Case::line)
+            .collect();
         assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), self.cases.len(), wrong.join("\n"));
         assert_eq!(self.cases.len(), expected, "cases in `{}`", self.dir.display());
     }

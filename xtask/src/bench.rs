@@ -133,7 +133,7 @@ fn client() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("KILN_BIN_DIR") {
         return Ok(PathBuf::from(dir).join("measure"));
     }
-    shell::run("cargo", &["build", "--release", "--package", "kiln-client", "--example", "measure"])?;
+    shell::run("cargo", &["build", "--release", "--workspace", "--example", "measure"])?;
     Ok("target/release/examples/measure".into())
 }
 

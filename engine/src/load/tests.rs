@@ -227,10 +227,8 @@ fn wide_graphs_load_in_any_order() {
 #[test]
 fn what_cannot_be_loaded() {
     let nowhere = digest(b"nowhere");
-    let negative = pb::Op {
-        inputs: vec![pb::Input { digest: digest(&source(0)), index: -1 }],
-        ..Default::default()
-    };
+    let negative =
+        pb::Op { inputs: vec![pb::Input { digest: digest(&source(0)), index: -1 }], ..Default::default() };
     let exec = |meta: Option<pb::Meta>, mounts: &[&str]| {
         let mounts = mounts.iter().map(|dest| pb::Mount { dest: (*dest).to_owned(), ..Default::default() });
         op(&[], Some(pb::op::Op::Exec(pb::ExecOp { meta, mounts: mounts.collect(), ..Default::default() })))
@@ -254,13 +252,21 @@ fn what_cannot_be_loaded() {
             "invalid definition with 100001 or more inputs".to_owned(),
         ),
         ("no op", on(vec![vec![0xff]]), "failed to parse llb proto op: unexpected EOF".to_owned()),
-        ("nested too deep", on(vec![nested(101)]), "failed to parse llb proto op: exceeded maximum recursion depth".to_owned()),
+        (
+            "nested too deep",
+            on(vec![nested(101)]),
+            "failed to parse llb proto op: exceeded maximum recursion depth".to_owned(),
+        ),
         (
             "an output below zero",
             vec![source(0), kiln_llb::marshal_op(&negative).unwrap()],
             "invalid input 0 output index -1".to_owned(),
         ),
-        ("a dangling input", on(vec![op(&[&nowhere], None)]), format!("invalid missing input digest {nowhere}")),
+        (
+            "a dangling input",
+            on(vec![op(&[&nowhere], None)]),
+            format!("invalid missing input digest {nowhere}"),
+        ),
         (
             "a digest that is none",
             on(vec![op(&["sha256:xyz"], None)]),
@@ -280,7 +286,11 @@ fn what_cannot_be_loaded() {
         ),
         ("exec without meta", on(vec![exec(None, &["/"])]), "invalid exec op with no meta".to_owned()),
         ("exec without args", on(vec![exec(meta(&[]), &["/"])]), "invalid exec op with no args".to_owned()),
-        ("exec without mounts", on(vec![exec(meta(&["a"]), &[])]), "invalid exec op with no mounts".to_owned()),
+        (
+            "exec without mounts",
+            on(vec![exec(meta(&["a"]), &[])]),
+            "invalid exec op with no mounts".to_owned(),
+        ),
         (
             "exec without root",
             on(vec![exec(meta(&["a"]), &["/x"])]),

@@ -114,8 +114,7 @@ fn op(
             pruned_caches: if vertex.ignore_cache { pruned.to_vec() } else { Vec::new() },
         }),
         Some(Kind::File(op)) => {
-            let files =
-                file::Files { worker: worker.clone(), op: op.clone(), name: vertex.name.clone() };
+            let files = file::Files { worker: worker.clone(), op: op.clone(), name: vertex.name.clone() };
             Arc::new(file::FileOp { files: Arc::new(files), key: key()? })
         }
         Some(Kind::Merge(_)) => combine(Combination::Merge)?,

@@ -38,9 +38,8 @@ fn recorded_words() {
             && serde_json::from_str::<serde_json::Value>(&got_result).unwrap()
                 == serde_json::from_str::<serde_json::Value>(result).unwrap()
             && same_unset;
-        let wrong = || {
-            format!("want {outcome} {result} {unset}, got {got_outcome} {got_result} {:?}", got.unset)
-        };
+        let wrong =
+            || format!("want {outcome} {result} {unset}, got {got_outcome} {got_result} {:?}", got.unset);
         let name = format!("line {}: {escape} {mode} {word:?}", number + 1);
         vectors.check(name, || if same { Ok(()) } else { Err(wrong()) });
     }

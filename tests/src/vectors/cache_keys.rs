@@ -27,7 +27,9 @@ const IMAGES: &str = "../base-image";
 /// What makes it impossible to run cases at all.
 pub fn run(binaries: &Binaries, dir: &Path) -> Result<Tally> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(|| format!("no folder of cases at `{}`", dir.display()))? {
+    for entry in
+        std::fs::read_dir(dir).with_context(|| format!("no folder of cases at `{}`", dir.display()))?
+    {
         let entry = entry?;
         if entry.path().join("cache.json").exists() {
             names.push(entry.file_name().to_string_lossy().into_owned());
@@ -305,6 +307,7 @@ fn after_time(text: &str) -> Option<&str> {
         13 | 16 => b == b':',
         _ => true,
     };
-    let good = time.len() >= 20 && time.ends_with('Z') && time.bytes().enumerate().all(|(at, b)| shape(at, b));
+    let good =
+        time.len() >= 20 && time.ends_with('Z') && time.bytes().enumerate().all(|(at, b)| shape(at, b));
     good.then_some(rest)
 }

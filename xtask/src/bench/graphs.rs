@@ -43,8 +43,12 @@ impl Graph {
                 }
                 row.pop().unwrap_or_default()
             }
-            Self::Diamond(depth) => (0..depth).fold(chain("d", 1), |state, _| merge(vec![state.clone(), state])),
-            Self::Forest(chains) => merge((0..chains).map(|tree| chain(&format!("t{tree}"), CHAIN)).collect()),
+            Self::Diamond(depth) => {
+                (0..depth).fold(chain("d", 1), |state, _| merge(vec![state.clone(), state]))
+            }
+            Self::Forest(chains) => {
+                merge((0..chains).map(|tree| chain(&format!("t{tree}"), CHAIN)).collect())
+            }
         }
     }
 }

@@ -68,7 +68,11 @@ macro_rules! graph_group {
             setup: |_| Ok(()),
             steps: &[
                 Step { name: $cold, unit: Unit::Seconds, measure: |stage| stage.median_solve($cold, 1) },
-                Step { name: $cached, unit: Unit::Seconds, measure: |stage| stage.median_solve($cold, REPEATS) },
+                Step {
+                    name: $cached,
+                    unit: Unit::Seconds,
+                    measure: |stage| stage.median_solve($cold, REPEATS),
+                },
             ],
         }
     };

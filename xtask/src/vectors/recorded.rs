@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::vectors::Tally;
 use kiln_vectors::{FOLDER, LINE};
+
+use crate::shell;
 
 /// How a case went, the worst of all tests that ran it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,9 +23,10 @@ pub(super) fn run(tests: &[[&str; 3]], dir: &Path) -> Result<Tally> {
     let dir = dir.canonicalize().with_context(|| format!("no folder `{}`", dir.display()))?;
     let mut cases = BTreeMap::new();
     for [package, target, test] in tests {
-        let mut cargo = Command::new("cargo");
+        let mut cargo = shell::command("cargo");
         cargo.args(["test", "--quiet", "--package", package, target, "--", "--exact", test, "--nocapture"]);
-        let output = cargo.env(FOLDER, &dir).stdin(Stdio::null()).output().context("failed to start `cargo`")?;
+        let output =
+            cargo.env(FOLDER, &dir).stdin(Stdio::null()).output().context("failed to start `cargo`")?;
         let stdout = String::from_utf8_lossy(&output.stdout);
         let found = read(&stdout, &mut cases);
         if !output.status.success() || found == 0 {
