@@ -100,6 +100,11 @@ impl Error {
         matches!(self, Self::Lost(_) | Self::NotUnpacked(_))
     }
 
+    /// Whether a blob is at fault: it could not be had, or is not what was promised.
+    pub(crate) fn is_of_blob(&self) -> bool {
+        matches!(self, Self::Fetch { .. } | Self::DiffId { .. } | Self::Content(_))
+    }
+
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

@@ -1,12 +1,16 @@
 //! Cache keys in the catalogue: the solver's store.
 
-use std::{collections::HashSet, sync::Arc, time::SystemTime};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use kiln_solver::{
-    CacheKeys, CacheRecord, KeyAndSelector, KeyDigest, KeyId, Lookup, NewKey, Origin, OutputIndex, ResultRef,
-    ResultValue,
+    Backlink, CacheKeys, CacheRecord, KeyAndSelector, KeyDigest, KeyId, Lookup, NewKey, Origin, OutputIndex,
+    ResultRef, ResultValue,
 };
 use rusqlite::{Connection, Transaction};
 
@@ -85,46 +89,25 @@ impl CacheKeys for CatalogueKeys {
     }
 
     async fn save(&self, keys: &[NewKey], result: Option<&ResultRef>) -> kiln_solver::Result<Vec<KeyId>> {
-        let result = match result {
-            None => None,
-            Some(value) => Some(value.downcast::<Ref>().cloned().ok_or_else(|| {
-                Error::Unsupported(format!("saving a result that is not of this catalogue: {value:?}"))
-            })?),
-        };
-        // What has lost its data meanwhile is not worth a record; the links still are.
-        let lost = result.as_ref().is_some_and(Ref::has_lost_part);
-        let pending = Arc::new(match &result {
-            Some(result) if !lost => result.unpublished(),
-            _ => Vec::new(),
-        });
-        let committed = Arc::clone(&pending);
+        let save = Save::new(result)?;
         let keys = keys.to_vec();
         let now = rows::nanos(SystemTime::now());
-        let saved = self
-            .0
-            .db()
-            .write_then(
-                move |transaction| {
-                    publish(transaction, &pending)?;
-                    let record = result.as_ref().map_or("", |result| result.id().as_str());
-                    let mut ids = Vec::with_capacity(keys.len());
-                    for key in &keys {
-                        let id = name(transaction, key)?;
-                        keys::add_key(transaction, id.as_str())?;
-                        for_each_link(key, |from, link| {
-                            keys::add_link(transaction, from, link, id.as_str())
-                        })?;
-                        if !lost {
-                            keys::add_result(transaction, id.as_str(), record, now)?;
-                        }
-                        ids.push(id);
+        let saved = self.0.db().write_then(
+            move |transaction| {
+                publish(transaction, &save.pending)?;
+                let mut ids = Vec::with_capacity(keys.len());
+                for key in &keys {
+                    let id = add(transaction, key)?;
+                    if let Some(record) = &save.record {
+                        keys::add_result(transaction, id.as_str(), record, now)?;
                     }
-                    Ok(ids)
-                },
-                move |_ids| mark_published(&committed),
-            )
-            .await?;
-        Ok(saved)
+                    ids.push(id);
+                }
+                Ok((ids, save))
+            },
+            |(_ids, save)| mark_published(&save.pending),
+        );
+        Ok(saved.await?.0)
     }
 
     async fn link(&self, key: &NewKey, to: &KeyId) -> kiln_solver::Result<()> {
@@ -143,11 +126,98 @@ impl CacheKeys for CatalogueKeys {
         Ok(added.await?)
     }
 
+    async fn adopt(
+        &self,
+        chain: &[(KeyId, NewKey)],
+        result: Option<&ResultRef>,
+        created_at: SystemTime,
+    ) -> kiln_solver::Result<Vec<KeyId>> {
+        let save = Save::new(result)?;
+        let chain = chain.to_vec();
+        let saved = self.0.db().write_then(
+            move |transaction| {
+                publish(transaction, &save.pending)?;
+                let mut names: HashMap<KeyId, KeyId> = HashMap::with_capacity(chain.len());
+                let mut ids = Vec::with_capacity(chain.len());
+                for (theirs, mut key) in chain {
+                    for way in key.deps.iter_mut().flatten() {
+                        if let Some(ours) = names.get(&way.key) {
+                            way.key = ours.clone();
+                        }
+                    }
+                    let id = add(transaction, &key)?;
+                    names.insert(theirs, id.clone());
+                    ids.push(id);
+                }
+                if let (Some(id), Some(record)) = (ids.last(), &save.record) {
+                    keys::add_result(transaction, id.as_str(), record, rows::nanos(created_at))?;
+                }
+                Ok((ids, save))
+            },
+            |(_ids, save)| mark_published(&save.pending),
+        );
+        Ok(saved.await?.0)
+    }
+
+    fn backlinks(&self, key: &KeyId) -> kiln_solver::Result<Vec<Backlink>> {
+        let found = self.0.db().read(|connection| keys::sources(connection, key.as_str()))?;
+        let mut links = Vec::with_capacity(found.len());
+        for (from, link) in found {
+            let (Ok(input), Ok(output)) = (u32::try_from(link.input), u32::try_from(link.output)) else {
+                continue;
+            };
+            let digest: KeyDigest = link
+                .digest
+                .parse()
+                .map_err(|_| Error::damaged(key.as_str(), format!("link with digest `{}`", link.digest)))?;
+            let selector = match link.selector.as_str() {
+                "" => None,
+                text => {
+                    Some(text.parse().map_err(|_| Error::damaged(key.as_str(), "link with a bad selector"))?)
+                }
+            };
+            let digest = digest.root(OutputIndex(output));
+            links.push(Backlink { input, from: KeyId::new(from), selector, digest });
+        }
+        Ok(links)
+    }
+
+    fn siblings(&self, key: &KeyId) -> kiln_solver::Result<Vec<KeyId>> {
+        let found = self.0.db().read(|connection| keys::root_siblings(connection, key.as_str()))?;
+        Ok(found.into_iter().map(KeyId::new).collect())
+    }
+
     async fn lost(&self, result: &ResultRef) -> kiln_solver::Result<()> {
         if let Some(result) = result.downcast::<Ref>() {
             result.lose().await?;
         }
         Ok(())
+    }
+}
+
+/// A result on its way into the catalogue.
+struct Save {
+    /// The record's id, empty for the empty result. None when it has lost its data meanwhile: it is not worth a
+    /// record then; the links still are.
+    record: Option<String>,
+    /// Records that the database does not have yet.
+    pending: Vec<Ref>,
+    /// Keeps the record from being collected before its key is committed.
+    _held: Option<Ref>,
+}
+
+impl Save {
+    fn new(result: Option<&ResultRef>) -> Result<Self> {
+        let empty = Self { record: Some(String::new()), pending: Vec::new(), _held: None };
+        let Some(value) = result else { return Ok(empty) };
+        let result = value.downcast::<Ref>().ok_or_else(|| {
+            Error::Unsupported(format!("saving a result that is not of this catalogue: {value:?}"))
+        })?;
+        if result.has_lost_part() {
+            return Ok(Self { record: None, ..empty });
+        }
+        let record = Some(result.id().to_string());
+        Ok(Self { record, pending: result.unpublished(), _held: Some(result.clone()) })
     }
 }
 
@@ -230,6 +300,14 @@ fn find(
         });
     }
     Ok(Lookup { keys: common.unwrap_or_default().into_iter().map(KeyId::new).collect(), reached })
+}
+
+/// Makes a key known, with all its links; returns its name.
+fn add(transaction: &Transaction<'_>, key: &NewKey) -> Result<KeyId> {
+    let id = name(transaction, key)?;
+    keys::add_key(transaction, id.as_str())?;
+    for_each_link(key, |from, link| keys::add_link(transaction, from, link, id.as_str()))?;
+    Ok(id)
 }
 
 /// The name under which a key is saved: its root, the first found, or a new one.

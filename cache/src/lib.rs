@@ -42,7 +42,7 @@ pub use crate::error::{BoxError, Error, Result};
 pub use crate::gc::GcLimits;
 pub use crate::manager::{CacheManager, CacheOptions};
 pub use crate::mutable::{MutableRef, Sharing};
-pub use crate::provider::{BlobProvider, LayerPhase, LayerProgress, NoProvider};
+pub use crate::provider::{BlobProvider, IMPORTED, LayerPhase, LayerProgress, NoProvider, SourceCheck};
 pub use crate::prune::Disk;
 pub use crate::record::{Layer, LayerBlob, RecordId, RecordOptions, RecordType};
 pub use crate::reference::Ref;

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -13,7 +13,7 @@ use kiln_snapshot::Snapshotter;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Error, LayerBlob, RecordId, RecordOptions, Ref, Result,
+    Error, LayerBlob, RecordId, RecordOptions, Ref, Result, SourceCheck,
     db::{
         Database, bulk,
         rows::{self, Kind, RecordRow},
@@ -82,6 +82,8 @@ pub(crate) struct Inner {
     pub(crate) pruning: tokio::sync::Mutex<()>,
     pub(crate) shared_mounts: Mutex<HashMap<String, Weak<crate::mutable::MutableInner>>>,
     pub(crate) unpacks: tokio::sync::Semaphore,
+    /// Tells which sources of layers are still there; all, until it is set.
+    sources: OnceLock<Arc<dyn SourceCheck>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
 }
@@ -112,6 +114,7 @@ impl CacheManager {
             pruning: tokio::sync::Mutex::default(),
             shared_mounts: Mutex::default(),
             unpacks: tokio::sync::Semaphore::new(options.max_unpacks.max(1)),
+            sources: OnceLock::new(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         });
@@ -134,6 +137,12 @@ impl CacheManager {
             Ok(())
         })
         .await
+    }
+
+    /// Asks `check` from now on which sources of lazy layers are still there. Only the first call counts.
+    pub fn check_sources(&self, check: Arc<dyn SourceCheck>) {
+        // Whoever composes the daemon does this once.
+        let _first = self.0.sources.set(check);
     }
 
     /// Finds a record. `None`: there is none (any more), or it is being written to.
@@ -274,6 +283,10 @@ impl Inner {
     }
     pub(crate) fn snapshotter(&self) -> &Arc<dyn Snapshotter> {
         &self.snapshotter
+    }
+    /// Whether the source of a lazy layer is still there.
+    pub(crate) fn has_source(&self, source: &str) -> bool {
+        !source.is_empty() && self.sources.get().is_none_or(|check| check.may_have(source))
     }
     pub(crate) fn content(&self) -> &Arc<dyn ContentStore> {
         &self.content

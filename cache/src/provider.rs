@@ -5,6 +5,10 @@ use kiln_digest::Digest;
 
 use crate::BoxError;
 
+/// What the source of a layer begins with if an imported build cache lends it. What cannot be had of such a cache, or
+/// turns out not to be what it promised, is no failure: the record is lost, and its step runs again.
+pub const IMPORTED: &str = "cache+";
+
 /// Makes blobs present in the content store.
 ///
 /// Implementations keep these:
@@ -17,6 +21,12 @@ pub trait BlobProvider: Send + Sync {
     async fn fetch(&self, source: &str, descriptor: &Descriptor) -> Result<(), BoxError>;
     /// Hears how unpacking goes. Downloading is reported by the provider itself.
     fn progress(&self, _event: LayerProgress) {}
+}
+
+/// Tells whether a source can be asked at all, now: the client that lends it may have gone.
+pub trait SourceCheck: std::fmt::Debug + Send + Sync + 'static {
+    /// Whether `source`, the text given with a layer, may still have it. Takes no time.
+    fn may_have(&self, source: &str) -> bool;
 }
 
 /// One step of unpacking a layer.

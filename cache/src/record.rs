@@ -6,7 +6,7 @@ use kiln_content::Descriptor;
 use kiln_digest::Digest;
 use rand::Rng;
 
-use crate::Error;
+use crate::{Error, IMPORTED};
 
 /// Identity of a record: 25 characters of `0-9a-z`, random.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -119,6 +119,13 @@ pub struct LayerBlob {
     /// Where it can be fetched again: an image reference or another string that the `BlobProvider` understands.
     /// Empty: only the local content store has it.
     pub source: String,
+}
+
+impl LayerBlob {
+    /// Whether an imported build cache lends it.
+    pub fn is_imported(&self) -> bool {
+        self.source.starts_with(IMPORTED)
+    }
 }
 
 /// One layer of a ref, bottom first in [`Ref::layers`](crate::Ref::layers).

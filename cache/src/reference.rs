@@ -16,6 +16,9 @@ use crate::{
     manager::Inner,
 };
 
+/// Layers that a state may list. Beyond this each is listed once.
+const MAX_SEQUENCE: usize = 10_000;
+
 /// A lease on an immutable filesystem state.
 ///
 /// While a `Ref` is alive, its record and everything below it stay. A clone shares the lease.
@@ -193,6 +196,11 @@ impl Ref {
         self.0.state().published
     }
 
+    /// Whether it is a merge of others.
+    pub fn is_merge(&self) -> bool {
+        self.0.kind == Kind::Merge
+    }
+
     /// Records directly below it, bottom first.
     pub fn parents(&self) -> Vec<Self> {
         self.0.parents.iter().map(|(_, parent)| parent.clone()).collect()
@@ -235,6 +243,29 @@ impl Ref {
     /// layer's own chain.
     pub fn layer_refs(&self) -> Vec<Self> {
         self.stack()
+    }
+
+    /// The refs of its layers as images and caches list them, bottom first: what was merged twice is there twice.
+    pub fn layer_sequence(&self) -> Vec<Self> {
+        let mut top_down = Vec::new();
+        let mut todo = vec![self.clone()];
+        while let Some(current) = todo.pop() {
+            match current.0.kind {
+                Kind::Layer => {
+                    let below = current.0.parents.first().map(|(_, parent)| parent.clone());
+                    top_down.push(current);
+                    todo.extend(below);
+                }
+                Kind::Merge => todo.extend(current.0.parents.iter().map(|(_, parent)| parent.clone())),
+                Kind::Diff => top_down.extend(current.0.stack.iter().rev().cloned()),
+            }
+            if top_down.len().max(todo.len()) > MAX_SEQUENCE {
+                // Merges of merges double with each level; the layers that count are fewer.
+                return self.stack();
+            }
+        }
+        top_down.reverse();
+        top_down
     }
 
     /// A read-only view of it. Layers that are not unpacked yet are fetched and unpacked first.
@@ -308,6 +339,10 @@ impl Ref {
             let mut state = self.0.state();
             match state.blobs.iter_mut().find(|known| known.descriptor.digest == blob.descriptor.digest) {
                 Some(known) if known.source == blob.source || blob.source.is_empty() => return Ok(()),
+                // An image stays where it was pulled from; only a cache gives way to another.
+                Some(known) if blob.is_imported() && !known.source.is_empty() && !known.is_imported() => {
+                    return Ok(());
+                }
                 Some(known) => known.source.clone_from(&blob.source),
                 None => state.blobs.push(blob.clone()),
             }

@@ -52,7 +52,9 @@ impl Ref {
         }
         let inner = self.0.inner();
         let mut failure = None;
+        let mut all_imported = true;
         for blob in self.by_nearness(blobs).await? {
+            all_imported &= blob.is_imported();
             match unpack_blob(inner, &blob, provider).await {
                 Ok((snapshot, usage)) => {
                     let published = {
@@ -76,6 +78,11 @@ impl Ref {
             }
         }
         match failure {
+            Some(failure) if all_imported && failure.is_of_blob() => {
+                tracing::warn!(record = %self.id(), error = %failure, "an imported layer cannot be had");
+                self.lose().await?;
+                Err(Error::Lost(self.id().clone()))
+            }
             Some(failure) => Err(failure),
             None => {
                 self.lose().await?;
@@ -90,7 +97,7 @@ impl Ref {
         for blob in blobs {
             if self.0.inner().content().info(&blob.descriptor.digest).await?.is_some() {
                 here.push(blob);
-            } else if !blob.source.is_empty() {
+            } else if self.0.inner().has_source(&blob.source) {
                 elsewhere.push(blob);
             }
         }

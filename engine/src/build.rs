@@ -1,6 +1,6 @@
 //! One build: its job, what it may use, and the bridge it solves through.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::convert;
+use crate::engine::CacheSpec;
 use crate::error::{Error, Result};
 use crate::lending::JobInfo;
 use crate::load::{self, GrantedEntitlements, LoadOptions};
@@ -41,6 +42,8 @@ pub(crate) struct BuildState {
     pub(crate) inputs: BTreeMap<String, pb::Definition>,
     pub(crate) returned: Mutex<Option<oneshot::Sender<Result<FrontendResult>>>>,
     pub(crate) resolutions: Arc<Resolutions>,
+    /// The caches it looks into, by id.
+    pub(crate) imports: Mutex<BTreeSet<String>>,
     /// References that the client holds by id. They lead back here, so the build's end clears them.
     pub(crate) kept: Mutex<BTreeMap<String, Arc<dyn Reference>>>,
 }
@@ -178,12 +181,9 @@ impl BuildBridge {
 #[async_trait]
 impl Bridge for BuildBridge {
     async fn solve(&self, request: SolveRequest) -> Result<FrontendResult, FrontendError> {
-        if !request.cache_imports.is_empty() {
-            tracing::debug!(
-                imports = request.cache_imports.len(),
-                "cache imports of a nested solve are not supported yet"
-            );
-        }
+        let imports = request.cache_imports.into_iter();
+        let imports = imports.map(|import| CacheSpec { kind: import.kind, attrs: import.attrs });
+        self.state.import(imports).map_err(|error| FrontendError::input(error.to_string()))?;
         let definition = request.definition.filter(|d| !d.def.is_empty());
         match (definition, request.frontend.as_str()) {
             (Some(_), name) if !name.is_empty() => {

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::{BuildBridge, BuildState, builtin};
+use crate::caches;
 use crate::error::{Error, Result};
 use crate::export;
 use crate::lending::JobInfo;
@@ -111,6 +112,7 @@ impl Engine {
         options: SolverOptions,
         frontends: BTreeMap<String, Arc<dyn Frontend>>,
     ) -> Self {
+        worker.cache.check_sources(Arc::new(caches::LiveSources(worker.sessions.clone())));
         let solver = Solver::new(worker.cache.keys(), options);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let tools = Tools::new(worker.content.clone(), CodecPool::new(threads));
@@ -145,6 +147,7 @@ impl Engine {
         check(&request, &self.inner.worker)?;
         let definition = request.definition.take();
         let exporters = export::resolve(&self.inner.tools, &request)?;
+        let (caches, caches_left_out) = caches::resolve(&self.inner.worker, &request)?;
         let left_out = attestations(&request)?;
         let info = Arc::new(JobInfo { session_id: request.session_id.clone() });
         let context: JobContext = info.clone();
@@ -168,6 +171,7 @@ impl Engine {
             inputs: request.inputs.clone(),
             returned: Mutex::new(Some(returned)),
             resolutions: Arc::default(),
+            imports: Mutex::default(),
             kept: Mutex::default(),
         });
         let _registered = self.register(&state);
@@ -175,16 +179,16 @@ impl Engine {
         let attestations = left_out
             .iter()
             .map(|kind| format!("[internal] {kind} attestation is not supported yet: exporting without it"));
-        let imports = request.cache_imports.iter().map(|cache| {
-            format!("[internal] cache import `{}` is not supported yet: building without it", cache.kind)
-        });
-        for name in attestations.chain(imports) {
+        let caches_left_out = caches_left_out.iter().map(|reason| format!("[internal] {reason}: ignored"));
+        for name in attestations.chain(caches_left_out) {
             let digest = VertexDigest(Digest::of(name.as_bytes()));
             state.job.vertex_scope(&name, digest, |_| async { Ok::<(), Error>(()) }).await?;
         }
+        state.import(request.cache_imports.iter().cloned())?;
         let result = self.result(&request, definition, &bridge, result).await?;
         self.evaluate(&result).await?;
-        export::export(&state, &request, exporters, result).await
+        let phase = export::Phase { tools: &self.inner.tools, exporters, caches };
+        export::export(&state, &request, phase, result).await
     }
 
     /// Follows the progress of a build from its start. Waits for a build that has not begun, as long as the caller does.
@@ -359,13 +363,7 @@ fn check(request: &BuildRequest, worker: &Worker) -> Result<()> {
             )));
         }
     }
-    match request.cache_exports.first().map(|cache| cache.kind.as_str()) {
-        None => Ok(()),
-        Some(kind @ ("registry" | "local" | "inline" | "gha" | "s3" | "azblob")) => {
-            Err(Error::request(format!("cache exporter `{kind}` is not supported yet")))
-        }
-        Some(other) => Err(Error::request(format!("unknown cache exporter: {other:?}"))),
-    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::future::try_join_all;
+use futures::future::{try_join, try_join_all};
 use kiln_digest::Digest;
 use kiln_exporter::{Compatibility, ExportRequest, Exported, Exporter, Finalize, Source, Tools};
 use kiln_frontend::{FrontendResult, Reference, References};
-use kiln_solver::VertexDigest;
+use kiln_solver::{ResultKey, VertexDigest};
 
 use crate::build::BuildState;
+use crate::caches::{self, CacheExport};
 use crate::engine::{BuildRequest, BuildResponse};
 use crate::error::{Error, Result, chain};
 use crate::ops::common;
@@ -28,13 +29,21 @@ pub(crate) fn resolve(tools: &Tools, request: &BuildRequest) -> Result<Vec<Arc<d
     made.collect::<Result<_, _>>().map_err(|e| Error::request(chain(&e)))
 }
 
-/// Hands the results to every exporter.
+/// What the results are exported to.
+pub(crate) struct Phase<'a> {
+    pub(crate) tools: &'a Tools,
+    pub(crate) exporters: Vec<Arc<dyn Exporter>>,
+    pub(crate) caches: Vec<CacheExport>,
+}
+
+/// Hands the results to every exporter, then writes caches beside what the exporters left to do.
 pub(crate) async fn export(
     state: &Arc<BuildState>,
     request: &BuildRequest,
-    exporters: Vec<Arc<dyn Exporter>>,
+    phase: Phase<'_>,
     result: FrontendResult,
 ) -> Result<BuildResponse> {
+    let Phase { tools, exporters, caches } = phase;
     let compatibility = Compatibility::parse(request.compatibility).map_err(|e| Error::request(chain(&e)))?;
     let source = source(&result).await?;
     let running = exporters.iter().map(|exporter| one(state, exporter, compatibility, source.clone()));
@@ -46,7 +55,10 @@ pub(crate) async fn export(
         response.extend(exported.response);
         finalizers.extend(exported.finalize.map(|f| finish(state, exporter, f)));
     }
-    try_join_all(finalizers).await?;
+    let keys = if caches.is_empty() { Vec::new() } else { keys(&result).await? };
+    let caches = caches::export(state, tools, caches, &keys);
+    let (_, written) = try_join(try_join_all(finalizers), caches).await?;
+    response.extend(written);
     for (key, value) in &result.metadata {
         if let (true, Ok(value)) = (key.starts_with(FRONTEND), std::str::from_utf8(value)) {
             response.insert(key.clone(), value.to_owned());
@@ -122,11 +134,22 @@ async fn source(result: &FrontendResult) -> Result<Source> {
     Ok(source)
 }
 
+/// The keys of all results.
+async fn keys(result: &FrontendResult) -> Result<Vec<ResultKey>> {
+    let mut keys = Vec::new();
+    for (_, reference) in result.iter() {
+        keys.push(solved(reference)?.solve().await?.key.clone());
+    }
+    Ok(keys)
+}
+
 async fn state_of(reference: Option<&Arc<dyn Reference>>) -> Result<Option<kiln_cache::Ref>> {
     let Some(reference) = reference else { return Ok(None) };
+    solved(reference)?.state().await
+}
+
+fn solved(reference: &Arc<dyn Reference>) -> Result<&SolvedRef> {
     let any: &dyn std::any::Any = reference.as_ref();
-    let solved = any
-        .downcast_ref::<SolvedRef>()
-        .ok_or_else(|| Error::request("the frontend returned a reference that is not of this build"))?;
-    solved.state().await
+    any.downcast_ref::<SolvedRef>()
+        .ok_or_else(|| Error::request("the frontend returned a reference that is not of this build"))
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod caches;
 mod convert;
 mod engine;
 mod error;

@@ -1,10 +1,9 @@
 //! `oci` and `docker`: an OCI layout, as a tar or in a store of the client.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read as _, Write};
+use std::io::{self, Write};
 
 use async_trait::async_trait;
-use futures::stream;
 use kiln_content::tar::{EntryType, Header, TarError, Writer};
 use kiln_content::{ContentStoreExt as _, Descriptor, Index, Manifest, json, media_type};
 use kiln_digest::Digest;
@@ -144,26 +143,8 @@ impl ArchiveExporter {
 
     /// Copies a blob into the client's store.
     async fn copy(&self, store: &Blobs, digest: Digest, size: u64) -> Result<()> {
-        const CHUNK: usize = 1 << 20;
         let file = self.tools.content.open(&digest).await?.ok_or(kiln_content::Error::NotFound(digest))?;
-        let pieces = stream::unfold(Some(file), |file| async move {
-            let mut file = file?;
-            let read = tokio::task::spawn_blocking(move || {
-                let mut piece = vec![0; CHUNK];
-                let count = file.read(&mut piece)?;
-                piece.truncate(count);
-                Ok::<_, io::Error>((piece, file))
-            });
-            match read.await {
-                Ok(Ok((piece, _))) if piece.is_empty() => None,
-                Ok(Ok((piece, file))) => Some((Ok(piece.into()), Some(file))),
-                Ok(Err(source)) => {
-                    Some((Err(kiln_session::Error::Read { path: "blob".to_owned(), source }), None))
-                }
-                Err(_) => Some((Err(kiln_session::Error::Interrupted), None)),
-            }
-        });
-        store.write(&digest, size, Box::pin(pieces)).await?;
+        store.write_file(&digest, size, file).await?;
         Ok(())
     }
 }

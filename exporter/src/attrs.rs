@@ -47,24 +47,9 @@ impl ImageAttrs {
                 "oci-mediatypes" => out.oci_types = Some(parse_bool(key, value)?),
                 "oci-artifact" => out.oci_artifact = Some(parse_bool(key, value)?),
                 "attestation-inline" => out.inline_attestations = parse_bool(key, value)?,
-                "prefer-nondist-layers" => out.layers.prefer_nondist = parse_bool(key, value)?,
                 "rewrite-timestamp" => out.rewrite_timestamp = parse_bool(key, value)?,
                 "source-date-epoch" => out.epoch = Some(parse_epoch(key, value)?),
-                "compression" => out.layers.compression = parse_compression(value)?,
-                "force-compression" => {
-                    out.layers.force = value.is_empty()
-                        || go_bool(value).ok_or_else(|| {
-                            let reason = bool_error(value);
-                            Error::invalid(format!("non-bool value {value} specified for {key}: {reason}"))
-                        })?;
-                }
-                "compression-level" => {
-                    let level: i64 = value.parse().map_err(|_| {
-                        let reason = format!("strconv.ParseInt: parsing {value:?}: invalid syntax");
-                        Error::invalid(format!("non-integer value {value} specified for {key}: {reason}"))
-                    })?;
-                    out.layers.level = Some(i32::try_from(level.clamp(-1, 100)).unwrap_or_default());
-                }
+                _ if out.layers.set(key, value)? => {}
                 _ if out.annotations.take(key, value)? => {}
                 _ => {
                     rest.insert(key.clone(), value.clone());
@@ -102,6 +87,32 @@ impl ImageAttrs {
             ));
         }
         Ok(())
+    }
+}
+
+impl LayerOptions {
+    /// Takes an attribute; whether it is one of these.
+    pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<bool> {
+        match key {
+            "prefer-nondist-layers" => self.prefer_nondist = parse_bool(key, value)?,
+            "compression" => self.compression = parse_compression(value)?,
+            "force-compression" => {
+                self.force = value.is_empty()
+                    || go_bool(value).ok_or_else(|| {
+                        let reason = bool_error(value);
+                        Error::invalid(format!("non-bool value {value} specified for {key}: {reason}"))
+                    })?;
+            }
+            "compression-level" => {
+                let level: i64 = value.parse().map_err(|_| {
+                    let reason = format!("strconv.ParseInt: parsing {value:?}: invalid syntax");
+                    Error::invalid(format!("non-integer value {value} specified for {key}: {reason}"))
+                })?;
+                self.level = Some(i32::try_from(level.clamp(-1, 100)).unwrap_or_default());
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The blobs of a state's layers: taken as they are, compressed anew, or made from the files.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +37,20 @@ pub struct LayerOptions {
     pub force: bool,
     /// Layers that are not to be distributed stay marked so.
     pub prefer_nondist: bool,
+}
+
+impl LayerOptions {
+    /// Reads the options out of attributes; others are left alone.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Unsupported`].
+    pub fn parse(attrs: &BTreeMap<String, String>) -> Result<Self> {
+        let mut options = Self::default();
+        for (key, value) in attrs {
+            options.set(key, value)?;
+        }
+        Ok(options)
+    }
 }
 
 impl Default for LayerOptions {
@@ -97,6 +111,16 @@ impl LayerMaker {
         stream::iter(work).buffered(LAYERS_AT_A_TIME).try_collect().await
     }
 
+    /// Returns the blob of one layer, if there is one that will do.
+    ///
+    /// # Errors
+    /// Those of the content store.
+    pub async fn existing(&self, state: &Ref, options: &LayerOptions) -> Result<Option<ExportedLayer>> {
+        let Some(known) = state.layers().pop() else { return Err(Error::Interrupted) };
+        let blob = self.choose(&known, options).await?;
+        Ok(blob.map(|blob| exported(&known, blob)))
+    }
+
     /// Makes a lazy layer present in the content store.
     ///
     /// # Errors
@@ -128,8 +152,14 @@ impl LayerMaker {
         Ok(ExportedLayer { descriptor, diff_id, source: String::new(), ..layer.clone() })
     }
 
-    /// `state` is the layer with its own chain below it.
-    async fn layer(
+    /// Returns the blob of one layer, making it if need be. `state` is the layer with its own chain below it.
+    ///
+    /// # Errors
+    /// As [`layers`](Self::layers).
+    ///
+    /// # Cancel safety
+    /// As [`layers`](Self::layers).
+    pub async fn layer(
         &self,
         state: &Ref,
         options: &LayerOptions,

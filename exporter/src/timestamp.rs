@@ -37,6 +37,12 @@ impl Timestamp {
         self.seconds
     }
 
+    /// Returns it as the system counts; `None` before 1970.
+    pub fn to_system_time(self) -> Option<SystemTime> {
+        let seconds = std::time::Duration::from_secs(u64::try_from(self.seconds).ok()?);
+        UNIX_EPOCH.checked_add(seconds)?.checked_add(std::time::Duration::from_nanos(self.nanoseconds.into()))
+    }
+
     /// Whether it is later, wherever the two were written.
     pub fn is_after(self, other: Self) -> bool {
         (self.seconds, self.nanoseconds) > (other.seconds, other.nanoseconds)

@@ -157,6 +157,43 @@ impl Registry {
         Ok(bytes.into())
     }
 
+    /// Looks whether a repository has a blob, at the mirrors or the origin, without reading it.
+    ///
+    /// # Errors
+    /// What the first host answered that said neither yes nor no, unless another said yes.
+    ///
+    /// # Cancel safety
+    /// Changes nothing.
+    pub async fn has_blob(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        access: Access<'_>,
+    ) -> Result<bool> {
+        with_retries(self.config(), access.observer, || async {
+            let targets = self.config().targets(reference.host());
+            let mut first = None;
+            for (at, target) in targets.iter().enumerate() {
+                let path = format!("blobs/{}", blob.digest);
+                let mut head =
+                    repository_call(reference, target, Method::HEAD, &path, at + 1 == targets.len());
+                head.traffic = Traffic::Document;
+                match self.send(&head, access).await {
+                    Ok(answer) if answer.response.status().is_success() => return Ok(true),
+                    Ok(answer) if answer.response.status() == StatusCode::NOT_FOUND => {}
+                    Ok(answer) => {
+                        let patience = self.config().stall_timeout;
+                        let error = send::unexpected_status(answer.response, "HEAD", patience).await;
+                        keep_telling(&mut first, error);
+                    }
+                    Err(error) => keep_telling(&mut first, error),
+                }
+            }
+            first.map_or(Ok(false), Err)
+        })
+        .await
+    }
+
     /// Opens a blob from `offset` on, at the first place that has it: the descriptor's own addresses,
     /// mirrors, origin.
     ///

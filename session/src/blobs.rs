@@ -142,6 +142,29 @@ impl Blobs {
         }
     }
 
+    /// Writes a blob of known digest and size out of a file.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn write_file(&self, digest: &Digest, size: u64, file: std::fs::File) -> Result<()> {
+        let pieces = futures::stream::unfold(Some(file), |file| async move {
+            let mut file = file?;
+            let read = tokio::task::spawn_blocking(move || {
+                let mut piece = vec![0; CHUNK];
+                let count = std::io::Read::read(&mut file, &mut piece)?;
+                piece.truncate(count);
+                Ok::<_, std::io::Error>((piece, file))
+            });
+            match read.await {
+                Ok(Ok((piece, _))) if piece.is_empty() => None,
+                Ok(Ok((piece, file))) => Some((Ok(piece.into()), Some(file))),
+                Ok(Err(source)) => Some((Err(Error::Read { path: "blob".to_owned(), source }), None)),
+                Err(_) => Some((Err(Error::Interrupted), None)),
+            }
+        });
+        self.write(digest, size, Box::pin(pieces)).await
+    }
+
     fn client(&self) -> Result<ContentClient<Channel>> {
         self.session.require(READ)?;
         Ok(ContentClient::new(self.session.channel()).max_decoding_message_size(MAX_MESSAGE))

@@ -204,6 +204,11 @@ impl Sessions {
         self.shared.lock().get(id).filter(|session| !session.inner.closed.is_cancelled()).cloned()
     }
 
+    /// Whether a session of this id is open now.
+    pub fn is_open(&self, id: &str) -> bool {
+        self.find(id.split_once(':').map_or(id, |(_, id)| id)).is_some()
+    }
+
     /// How many sessions are open.
     pub fn len(&self) -> usize {
         self.shared.lock().len()

@@ -1,6 +1,7 @@
 //! Carrying out what the scheduler decides.
 
 mod calls;
+mod imports;
 mod job;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::driver::imports::Imports;
 use crate::driver::watch::Watch;
 use crate::error::{Error, Result, SolveError};
 use crate::key_graph::ResultKey;
@@ -26,6 +28,7 @@ use crate::scheduler::{BuildId, Effect, Event, JobId, Limits, Query, Scheduler, 
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use crate::driver::calls::find;
+pub use crate::driver::imports::JobKeys;
 pub use crate::driver::job::Job;
 
 /// Solves graphs for many jobs at once. Cheap to clone.
@@ -95,8 +98,12 @@ impl Solver {
         let job = JobId(state.fresh_id());
         let log = Arc::new(JobLog::new());
         state.by_name.insert(id.to_owned(), job);
-        let watched =
-            WatchedJob { context: Arc::clone(&context), log: Arc::clone(&log), templates: HashMap::new() };
+        let watched = WatchedJob {
+            context: Arc::clone(&context),
+            log: Arc::clone(&log),
+            templates: HashMap::new(),
+            imports: None,
+        };
         state.jobs.insert(job, watched);
         self.shared.step(&mut state, Event::JobOpened(job));
         drop(state);
@@ -160,6 +167,8 @@ struct State {
 struct WatchedJob {
     context: JobContext,
     log: Arc<JobLog>,
+    /// The caches it has imported; none for most.
+    imports: Option<Arc<Imports>>,
     /// What is fixed of the events of each vertex.
     templates: HashMap<crate::vertex::VertexDigest, crate::progress::VertexEvent>,
 }

@@ -8,6 +8,9 @@ use kiln_digest::Digest;
 
 use crate::vertex::OutputIndex;
 
+/// What the names that imported caches give begin with.
+const IMPORTED: &str = "import:";
+
 /// What an op says identifies it, inputs apart: `sha256:<hex>`, or `random:<hex>` for one valid in this daemon only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KeyDigest {
@@ -90,6 +93,16 @@ impl KeyId {
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Names key number `index` of an imported cache. `store` is different for each that is open.
+    pub fn imported(store: &str, index: usize) -> Self {
+        Self::new(format!("{IMPORTED}{store}/{index}"))
+    }
+
+    /// Returns whether an imported cache gave this name: it means nothing to any other store, and nothing later.
+    pub fn is_imported(&self) -> bool {
+        self.0.starts_with(IMPORTED)
     }
 
     /// Returns whether this names a root key that is valid in this daemon only.

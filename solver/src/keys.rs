@@ -9,6 +9,7 @@ use kiln_digest::Digest;
 
 use crate::error::Result;
 use crate::key::{KeyDigest, KeyId};
+use crate::key_source::Backlink;
 use crate::op::ResultRef;
 use crate::vertex::OutputIndex;
 
@@ -32,6 +33,11 @@ use crate::vertex::OutputIndex;
 /// 8. `load` returns `None` for a record whose result is gone; such a record is not listed again.
 /// 9. `lost` makes sure that records of this result are not loaded again.
 /// 10. A missing match is never stored.
+/// 11. `adopt` takes a chain of keys over from another store, parents first: each is named and linked as by `save`,
+///     where names that earlier ones have in the chain stand for their new names; the last one gets the result, as of
+///     `created_at`. It returns their names, in order. All is published together or not at all.
+/// 12. `backlinks` returns the links that lead to a key; `siblings` the other keys without inputs that share a result
+///     with it.
 #[async_trait]
 pub trait CacheKeys: Debug + Send + Sync + 'static {
     /// Finds the keys with this op digest and output over these inputs. Short and synchronous; no network.
@@ -51,6 +57,23 @@ pub trait CacheKeys: Debug + Send + Sync + 'static {
 
     /// Makes `to` findable through the inputs of `key` from now on.
     async fn link(&self, key: &NewKey, to: &KeyId) -> Result<()>;
+
+    /// Takes over a result of another store, with the keys that lead to it.
+    ///
+    /// # Cancel safety
+    /// A dropped future has published all or nothing.
+    async fn adopt(
+        &self,
+        chain: &[(KeyId, NewKey)],
+        result: Option<&ResultRef>,
+        created_at: SystemTime,
+    ) -> Result<Vec<KeyId>>;
+
+    /// Returns the links that lead to `key`, for exports.
+    fn backlinks(&self, key: &KeyId) -> Result<Vec<Backlink>>;
+
+    /// Returns the other keys without inputs under which a result of `key` is known, for exports.
+    fn siblings(&self, key: &KeyId) -> Result<Vec<KeyId>>;
 
     /// Takes note that the physical part of a result is gone.
     async fn lost(&self, result: &ResultRef) -> Result<()>;

@@ -13,6 +13,7 @@ mod driver;
 mod error;
 mod key;
 mod key_graph;
+mod key_source;
 mod keys;
 mod op;
 mod outcome;
@@ -22,10 +23,11 @@ mod scheduler;
 pub mod testing;
 mod vertex;
 
-pub use crate::driver::{CachedResult, Job, Solver, SolverOptions};
+pub use crate::driver::{CachedResult, Job, JobKeys, Solver, SolverOptions};
 pub use crate::error::{Error, OpError, OpErrorKind, Result, SolveError};
 pub use crate::key::{KeyDigest, KeyId, ParseKeyError};
 pub use crate::key_graph::{KeyGraph, KeyInput, KeyNode, KeyNodeIndex, KeyOrigin, ResultKey};
+pub use crate::key_source::{Backlink, KeySource};
 pub use crate::keys::{CacheKeys, CacheRecord, KeyAndSelector, Lookup, NewKey, Origin, RecordId};
 pub use crate::op::{
     CacheMap, CacheMapPart, Dep, JobContext, Op, OpContext, ResultRef, ResultValue, Slot, WaiterSet,

@@ -107,7 +107,7 @@ impl Layouts for SessionLayouts {
         let bytes = self
             .0
             .any_preferring(preferred(layout), async |session| {
-                Blobs::new(session, store_id(layout)).read_all(&layout.digest, MAX_ROOT).await
+                Blobs::new(session, layout.store_id()).read_all(&layout.digest, MAX_ROOT).await
             })
             .await?;
         let kind = match Document::parse(&bytes)? {
@@ -135,7 +135,7 @@ impl Layouts for SessionLayouts {
         for id in sessions.filter(|id| !id.is_empty()) {
             let received = match self.0.sessions().get(&id, kiln_session::APPEAR_TIMEOUT).await {
                 Ok(session) => {
-                    Self::receive(Blobs::new(session, store_id(layout)), descriptor, store, progress).await
+                    Self::receive(Blobs::new(session, layout.store_id()), descriptor, store, progress).await
                 }
                 Err(error) => Err(error.into()),
             };
@@ -150,8 +150,4 @@ impl Layouts for SessionLayouts {
 
 fn preferred(layout: &Layout) -> Option<&str> {
     Some(layout.session.as_str()).filter(|id| !id.is_empty())
-}
-
-fn store_id(layout: &Layout) -> String {
-    format!("oci:{}", layout.store)
 }

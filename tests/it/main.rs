@@ -8,5 +8,6 @@ mod hostile;
 mod images;
 mod kiln;
 mod registries;
+mod remote_cache;
 mod runs;
 mod support;

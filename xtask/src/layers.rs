@@ -50,6 +50,19 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-solver",
         ],
     ),
+    (
+        "kiln-remotecache",
+        &[
+            "kiln-cache",
+            "kiln-content",
+            "kiln-digest",
+            "kiln-exporter",
+            "kiln-registry",
+            "kiln-session",
+            "kiln-solver",
+            "kiln-source",
+        ],
+    ),
     ("kiln-frontend", &["kiln-llb"]),
     ("kiln-frontend-dockerfile", &["kiln-digest", "kiln-frontend", "kiln-llb", "kiln-patterns"]),
     (
@@ -64,6 +77,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-llb",
             "kiln-patterns",
             "kiln-registry",
+            "kiln-remotecache",
             "kiln-rootdir",
             "kiln-session",
             "kiln-snapshot",

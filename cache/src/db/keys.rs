@@ -64,6 +64,30 @@ pub(crate) fn targets(connection: &Connection, key: &str, link: &Link) -> Result
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// The links that lead to a key, and where each comes from.
+pub(crate) fn sources(connection: &Connection, target: &str) -> Result<Vec<(String, Link)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT key, input, digest, output, selector FROM key_links WHERE target = ?1
+         ORDER BY input, key, selector, digest, output",
+    )?;
+    let rows = statement.query_map([target], |row| {
+        let (input, digest) = (row.get(1)?, row.get(2)?);
+        Ok((row.get(0)?, Link { input, digest, output: row.get(3)?, selector: row.get(4)? }))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The other keys without inputs that share a result with this one.
+pub(crate) fn root_siblings(connection: &Connection, key: &str) -> Result<Vec<String>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT DISTINCT other.key FROM key_results AS own JOIN key_results AS other USING (record)
+         WHERE own.key = ?1 AND own.record <> '' AND other.key <> ?1
+           AND NOT EXISTS (SELECT 1 FROM key_links WHERE target = other.key) ORDER BY other.key",
+    )?;
+    let rows = statement.query_map([key], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 /// Adds a link; one that is there stays.
 pub(crate) fn add_link(transaction: &Transaction<'_>, key: &str, link: &Link, target: &str) -> Result<()> {
     transaction

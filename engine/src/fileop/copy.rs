@@ -51,11 +51,7 @@ pub fn copy(src: &Root, dest: &Root, action: &CopyAction) -> Result<()> {
     let dest_path = dest.resolve(clean(&action.dest), true)?.to_string_lossy().into_owned();
     let parent = if must_be_dir { dest_path.as_str() } else { parent_of(&dest_path) };
     if action.create_dest_path {
-        let mode = match &action.mode {
-            Some(ModeChange::Octal(bits)) => *bits,
-            _ => 0o755,
-        };
-        for made in dest.mkdir_all(parent, mode)?.iter().rev() {
+        for made in dest.mkdir_all(parent, way_mode(action))?.iter().rev() {
             let made = made.to_string_lossy();
             if let Some(owner) = action.owner {
                 dest.chown(made.as_ref(), owner.uid, owner.gid)?;
@@ -74,6 +70,14 @@ pub fn copy(src: &Root, dest: &Root, action: &CopyAction) -> Result<()> {
         copier.copy_source(src, source, &dest_path, must_be_dir)?;
     }
     Ok(())
+}
+
+/// The mode of directories that are made on the way to what is copied.
+fn way_mode(action: &CopyAction) -> u32 {
+    match &action.mode {
+        Some(ModeChange::Octal(bits)) => *bits,
+        _ => 0o755,
+    }
 }
 
 /// The sources a copy names, links in them resolved as the action says.
@@ -161,8 +165,8 @@ struct LazyDir<'a> {
 
 struct Made {
     root: Root,
-    /// Takes over the source's metadata at the end.
-    stamped: bool,
+    /// Was there before, or was made on the way: takes over the source's times at the end, and nothing else.
+    existed: bool,
 }
 
 impl Copier<'_> {
@@ -269,23 +273,33 @@ impl Copier<'_> {
             Some(_) => return Err(FileError::DirectoryOverFile { path: dir.path.clone() }),
             None => false,
         };
+        let top_level = dir.parent.is_none();
+        // Where contents are copied, the directory for them is one of those on the way to them.
+        let on_the_way = top_level
+            && dir.source.is_some()
+            && self.action.dir_copy_contents
+            && self.action.create_dest_path;
         if !existed {
-            self.dest.mkdir(&dir.path, 0o755)?;
+            let mode = if on_the_way { way_mode(self.action) } else { 0o755 };
+            self.dest.mkdir(&dir.path, mode)?;
+            self.dest.chmod(&dir.path, mode)?;
+            if let Some(owner) = self.action.owner.filter(|_| on_the_way) {
+                self.dest.chown(&dir.path, owner.uid, owner.gid)?;
+            }
         }
         let root = self.dest.open_dir(&dir.path)?;
-        let top_level = dir.parent.is_none();
-        let made = Made { root, stamped: dir.source.is_some() && !(existed && top_level) };
+        let made = Made { root, existed: top_level && (existed || on_the_way) };
         Ok(&dir.made.get_or_init(|| made).root)
     }
 
     /// Gives a directory its metadata, after everything was put into it.
     fn finish_dir(&self, dir: &LazyDir<'_>) -> Result<()> {
         let (Some(made), Some((source, metadata))) = (dir.made.get(), dir.source) else { return Ok(()) };
-        if made.stamped {
-            copy_xattrs(source, ".", &made.root, ".");
-            self.stamp(&made.root, ".", metadata)?;
+        if made.existed {
+            return self.set_times(&made.root, ".", metadata);
         }
-        Ok(())
+        copy_xattrs(source, ".", &made.root, ".");
+        self.stamp(&made.root, ".", metadata)
     }
 
     fn copy_entry(
@@ -357,6 +371,10 @@ impl Copier<'_> {
                 .map_or(metadata.mode, |m| m.apply(metadata.mode, metadata.is_dir()));
             root.chmod(path, mode)?;
         }
+        self.set_times(root, path, metadata)
+    }
+
+    fn set_times(&self, root: &Root, path: &str, metadata: &Metadata) -> Result<()> {
         let (atime, mtime) = match self.action.timestamp {
             -1 => (metadata.atime, metadata.mtime),
             timestamp => (nanoseconds(timestamp), nanoseconds(timestamp)),

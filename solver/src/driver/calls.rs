@@ -86,7 +86,7 @@ impl Shared {
                 Reply::ContentKey(op.content_key(cx, input, result.as_ref()).await)
             }
             Call::Exec { op, inputs } => Reply::Exec(op.exec(cx, inputs).await),
-            Call::Load { record } => Reply::Load(self.keys.load(&record).await),
+            Call::Load { record } => Reply::Load(self.load(&record).await),
             Call::Save { items } => {
                 let mut ids = Vec::with_capacity(items.len());
                 for (keys, result) in items {
@@ -111,6 +111,11 @@ impl Shared {
         let mut open = std::collections::VecDeque::from(queries);
         let mut done = 0;
         while let Some(query) = open.pop_front() {
+            let imports = self.lock().imports_of(&query.jobs);
+            if !imports.is_empty() {
+                self.look_everywhere(query, imports);
+                continue;
+            }
             let found = self.find(&query);
             {
                 let mut state = self.lock();

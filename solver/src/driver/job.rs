@@ -8,8 +8,9 @@ use std::time::SystemTime;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::{CachedResult, Shared};
+use crate::driver::{CachedResult, JobKeys, Shared};
 use crate::error::SolveError;
+use crate::key_source::KeySource;
 use crate::op::{JobContext, OpContext, WaiterSet};
 use crate::progress::{JobLog, ProgressEvent, ProgressStream, VertexEvent, VertexProgress, WarningEvent};
 use crate::scheduler::{BuildId, Event, JobId};
@@ -70,6 +71,20 @@ impl Job {
         };
         let _withdraw = Withdraw { shared: &self.shared, build };
         answer.await.unwrap_or(Err(SolveError::Cancelled))
+    }
+
+    /// Looks into `source`, too, from now on.
+    pub fn import(&self, source: Arc<dyn KeySource>) {
+        let mut state = self.shared.lock();
+        if let Some(job) = state.jobs.get_mut(&self.id) {
+            job.imports.get_or_insert_default().add(source);
+        }
+    }
+
+    /// Returns all stores of keys as this job sees them now.
+    pub fn keys(&self) -> JobKeys {
+        let imports = self.shared.lock().jobs.get(&self.id).and_then(|job| job.imports.clone());
+        JobKeys::new(Arc::clone(&self.shared), imports)
     }
 
     /// Runs `work` shown as a vertex that is in no graph. Its context is cancelled with the job.

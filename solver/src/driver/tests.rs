@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use kiln_digest::Digest;
 use tokio::sync::Notify;
 
-use crate::testing::{MemoryKeys, Script, Value, conformance};
+use crate::testing::{MemoryKeys, MemorySource, Script, Value, conformance};
 use crate::*;
 
 type Runs = Arc<Mutex<HashMap<String, usize>>>;
@@ -364,4 +364,163 @@ async fn memory_keys_conform() {
         Arc::new(Value(format!("value {count}"))) as ResultRef
     })
     .await;
+}
+
+/// A solver, and a cache made by another one that built the same before.
+async fn imported(context: &str, length: u32) -> (Bench, Arc<MemorySource>) {
+    let mut elsewhere = Bench::new();
+    let runs = elsewhere.runs.clone();
+    elsewhere.build(chain(&runs, context, length)).await;
+    (Bench::new(), Arc::new(MemorySource::new("import", elsewhere.keys)))
+}
+
+impl Bench {
+    /// As `build`, with imports.
+    async fn build_with(
+        &mut self,
+        sources: &[&Arc<MemorySource>],
+        vertices: Vec<Vertex>,
+    ) -> (String, String, Vec<Outcome>) {
+        self.jobs += 1;
+        let before = self.runs.lock().unwrap().clone();
+        let job = self.solver.job(&format!("job{}", self.jobs), Arc::new(())).unwrap();
+        sources.iter().for_each(|source| job.import((*source).clone()));
+        let top = Edge { vertex: VertexIndex(vertices.len() as u32 - 1), output: OutputIndex(0) };
+        let results = job.build(Graph::new(vertices).unwrap(), vec![top]).await.unwrap();
+        let text = Value::text(results[0].result.as_ref()).to_owned();
+        let outcomes = results.iter().map(|result| result.outcome.clone()).collect();
+        job.discard().await;
+        let runs = self.runs.lock().unwrap();
+        let ran =
+            runs.iter().filter(|(label, count)| before.get(*label).copied().unwrap_or_default() < **count);
+        let mut ran: Vec<_> = ran.map(|(label, _)| label.clone()).collect();
+        ran.sort();
+        (text, ran.join(" "), outcomes)
+    }
+}
+
+#[tokio::test]
+async fn imported_results_are_found_and_kept() {
+    let (mut bench, source) = imported("abc-1", 3).await;
+    let runs = bench.runs.clone();
+    let (text, ran, outcomes) = bench.build_with(&[&source], chain(&runs, "abc-2", 3)).await;
+    assert_eq!(text, "run2(run1(run0(copy(image(),abc))))");
+    assert_eq!(ran, "abc-2", "the context is looked into, nothing else is made");
+    let Outcome::Hit(hit) = &outcomes[0] else { panic!("{outcomes:?}") };
+    assert_eq!(hit.origin, Origin::Imported("import".into()));
+    assert_eq!(source.counts().1, 1, "only the last result is opened");
+    // Without the import, what was taken over is found by its own chain.
+    let (again, ran, outcomes) = bench.build_with(&[], chain(&runs, "abc-3", 3)).await;
+    assert_eq!((again, ran.as_str()), (text, "abc-3"));
+    let Outcome::Hit(hit) = &outcomes[0] else { panic!("{outcomes:?}") };
+    assert_eq!(hit.origin, Origin::Local);
+}
+
+#[tokio::test]
+async fn a_step_on_an_imported_result_is_found_again() {
+    let (mut bench, source) = imported("abc-1", 2).await;
+    let runs = bench.runs.clone();
+    let (_, ran, _) = bench.build_with(&[&source], chain(&runs, "abc-2", 3)).await;
+    assert_eq!(ran, "abc-2 run2");
+    let (_, ran, _) = bench.build_with(&[], chain(&runs, "abc-3", 3)).await;
+    assert_eq!(ran, "abc-3");
+    let (_, ran, _) = bench.build_with(&[&source], chain(&runs, "abc-4", 3)).await;
+    assert_eq!(ran, "abc-4");
+}
+
+#[tokio::test]
+async fn many_imports_are_asked_at_once() {
+    let (mut bench, first) = imported("abc-1", 1).await;
+    let (_, second) = imported("xyz-1", 2).await;
+    let second = Arc::new(MemorySource::new("second", {
+        let mut elsewhere = Bench::new();
+        let runs = elsewhere.runs.clone();
+        elsewhere.build(chain(&runs, "xyz-1", 2)).await;
+        drop(second);
+        elsewhere.keys
+    }));
+    let runs = bench.runs.clone();
+    let (text, ran, _) = bench.build_with(&[&first, &second], chain(&runs, "xyz-2", 2)).await;
+    assert_eq!((text.as_str(), ran.as_str()), ("run1(run0(copy(image(),xyz)))", "xyz-2"));
+    let (_, ran, _) = bench.build_with(&[&first, &second], chain(&runs, "abc-2", 2)).await;
+    assert_eq!(ran, "abc-2 run1");
+}
+
+#[tokio::test]
+async fn an_import_that_answers_late_holds_up_its_own_build_only() {
+    let (mut bench, source) = imported("abc-1", 1).await;
+    let source = Arc::new(Arc::into_inner(source).unwrap().closed());
+    let runs = bench.runs.clone();
+    let job = bench.solver.job("slow", Arc::new(())).unwrap();
+    job.import(source.clone());
+    let slow = job.build(
+        Graph::new(chain(&runs, "abc-2", 1)).unwrap(),
+        vec![Edge { vertex: VertexIndex(3), output: OutputIndex(0) }],
+    );
+    let mut slow = Box::pin(slow);
+    assert!(futures::poll!(&mut slow).is_pending());
+    let (_, ran, _) = bench.build_with(&[], chain(&runs, "xyz-1", 1)).await;
+    assert_eq!(ran, "copy image run0 xyz-1");
+    assert!(futures::poll!(&mut slow).is_pending());
+    source.open();
+    slow.as_mut().await.unwrap();
+    drop(slow);
+    assert_eq!(runs.lock().unwrap().get("run0").copied(), Some(1));
+    // A build that is given up does not wait for it either.
+    let never = Arc::new(MemorySource::new("never", Arc::new(MemoryKeys::new())).closed());
+    job.import(never);
+    job.discard().await;
+}
+
+#[tokio::test]
+async fn imported_results_that_are_gone_are_made() {
+    let mut elsewhere = Bench::new();
+    let runs = elsewhere.runs.clone();
+    elsewhere.build(chain(&runs, "abc-1", 2)).await;
+    elsewhere.keys.break_results(|_| true);
+    let source = Arc::new(MemorySource::new("import", elsewhere.keys));
+    let mut bench = Bench::new();
+    let runs = bench.runs.clone();
+    let (text, ran, _) = bench.build_with(&[&source], chain(&runs, "abc-2", 2)).await;
+    assert_eq!(text, "run1(run0(copy(image(),abc)))");
+    assert_eq!(ran, "abc-2 copy image run0 run1");
+}
+
+#[tokio::test]
+async fn the_memory_source_keeps_the_contract() {
+    let mut made = 0;
+    let value = |text: &str| Arc::new(Value(text.to_owned())) as ResultRef;
+    let make = async |entries: &[testing::SourceEntry]| {
+        made += 1;
+        let keys = MemoryKeys::new();
+        let mut ids: Vec<KeyId> = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let Ok(output) = u32::try_from(entry.output) else {
+                ids.push(KeyId::content(&entry.digest));
+                continue;
+            };
+            let way = |(selector, at): &(Option<Digest>, usize)| KeyAndSelector {
+                key: ids[*at].clone(),
+                selector: *selector,
+            };
+            let key = NewKey {
+                digest: entry.digest.into(),
+                output: OutputIndex(output),
+                deps: entry.inputs.iter().map(|ways| ways.iter().map(way).collect()).collect(),
+            };
+            let id = match entry.result {
+                true => keys.save(&[key], Some(&value(&format!("{index}")))).await.unwrap().remove(0),
+                false => {
+                    // A result that is gone leaves its key.
+                    let gone = value("gone");
+                    let id = keys.save(&[key], Some(&gone)).await.unwrap().remove(0);
+                    keys.lost(&gone).await.unwrap();
+                    id
+                }
+            };
+            ids.push(id);
+        }
+        MemorySource::new(&format!("source{made}"), Arc::new(keys))
+    };
+    testing::source_conformance(make).await;
 }

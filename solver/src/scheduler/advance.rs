@@ -108,7 +108,8 @@ impl Scheduler {
         let (epoch, version) = (self.nodes[node].wait.epoch, self.nodes[node].version);
         self.queries.insert(id, Asker::Node { node, epoch, output, version, records });
         let digests = self.nodes[node].digests();
-        effects.push(Effect::Query(Query { id, digests, deps, output, records }));
+        let jobs = vec![self.nodes[node].job];
+        effects.push(Effect::Query(Query { id, digests, deps, output, jobs, records }));
         self.begin_wait(node, None);
     }
 

@@ -123,11 +123,12 @@ impl ExecKeys {
     fn to_save(&self, output: OutputIndex, forced: bool) -> Vec<(NewKey, bool)> {
         let mut keys = Vec::new();
         let hidden = |input: &InputKeys| {
-            if input.hidden.is_empty() { input.offered.clone() } else { input.hidden.clone() }
+            if input.hidden.is_empty() { savable(&input.offered) } else { input.hidden.clone() }
         };
         let any_hidden = self.inputs.iter().any(|input| !input.hidden.is_empty());
+        let offered = self.inputs.iter().map(|input| savable(&input.offered)).collect();
         let variants = [
-            (self.offered(), forced),
+            (offered, forced),
             (if any_hidden { self.inputs.iter().map(hidden).collect() } else { vec![Vec::new()] }, true),
         ];
         for (deps, hidden) in variants {
@@ -139,6 +140,11 @@ impl ExecKeys {
         }
         keys
     }
+}
+
+/// Leaves out the names that imported caches gave: what is saved has to be found without them.
+fn savable(keys: &[KeyAndSelector]) -> Vec<KeyAndSelector> {
+    keys.iter().filter(|key| !key.key.is_imported()).cloned().collect()
 }
 
 impl InputKeys {
@@ -264,11 +270,13 @@ impl Scheduler {
             return self.enqueue(id, effects);
         };
         let digests = exec.keys.digests.clone();
+        let mut jobs = Vec::new();
         if let Some(work) = self.works.get_mut(&id) {
             work.phase = Phase::Probing;
+            jobs = work.jobs();
         }
         self.queries.insert(query, Asker::Work(id));
-        effects.push(Effect::Query(Query { id: query, digests, deps, output, records: true }));
+        effects.push(Effect::Query(Query { id: query, digests, deps, output, jobs, records: true }));
     }
 
     pub(super) fn probe_found(&mut self, id: WorkId, found: Result<Found>, effects: &mut Vec<Effect>) {
@@ -311,14 +319,15 @@ impl Scheduler {
         match reply {
             Reply::Load(loaded) => {
                 let record = exec.loading.take();
-                let (Ok(Some(result)), Some(record)) = (loaded, record) else {
+                let (Ok(Some(loaded)), Some(record)) = (loaded, record) else {
                     return self.probe_load(id, effects);
                 };
+                exec.ids.extend(loaded.adopted);
                 let content = exec.keys.inputs.iter().any(|input| input.content);
                 let matched = if content { Matched::Content } else { Matched::Definition };
                 let finished = Finished {
                     output: exec.wanted[exec.finished.len()],
-                    result,
+                    result: loaded.result,
                     outcome: Outcome::Hit(Hit::new(&record, matched)),
                     ids: std::mem::take(&mut exec.ids),
                     hidden: Vec::new(),
@@ -467,14 +476,14 @@ impl Scheduler {
 
     /// Makes an output's keys findable through all alternatives of its inputs.
     pub(super) fn link(&mut self, id: NodeId, output: OutputIndex, effects: &mut Vec<Effect>) {
-        let deps = self.known_keys(id);
+        let deps: Vec<_> = self.known_keys(id).iter().map(|keys| savable(keys)).collect();
         if deps.is_empty() || deps.iter().any(Vec::is_empty) {
             return;
         }
         let node = &self.nodes[id];
         let Some(out) = node.out(output) else { return };
         for digest in node.digests() {
-            for to in &out.ids {
+            for to in out.ids.iter().filter(|key| !key.is_imported()) {
                 let key = NewKey { digest, output, deps: deps.clone() };
                 effects.push(Effect::Link { key, to: to.clone() });
             }

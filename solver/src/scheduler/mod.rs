@@ -101,6 +101,8 @@ pub(crate) struct Query {
     pub(crate) digests: Vec<KeyDigest>,
     pub(crate) deps: Vec<Vec<KeyAndSelector>>,
     pub(crate) output: OutputIndex,
+    /// Whose imported caches are to be looked into, too.
+    pub(crate) jobs: Vec<JobId>,
     /// Whether records are wanted beside keys.
     pub(crate) records: bool,
 }
@@ -122,9 +124,17 @@ pub(crate) enum Reply {
     CacheMap(Result<CacheMapPart, OpError>),
     ContentKey(Result<Digest, OpError>),
     Exec(Result<Vec<Option<ResultRef>>, OpError>),
-    Load(Result<Option<Option<ResultRef>>>),
+    Load(Result<Option<Loaded>>),
     Save(Result<Vec<Vec<KeyId>>>),
     Lost,
+}
+
+/// A record that was opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Loaded {
+    pub(crate) result: Option<ResultRef>,
+    /// What the solver's own store calls its key from now on, if the record is of an imported cache.
+    pub(crate) adopted: Option<KeyId>,
 }
 
 /// How a shown piece of work ended.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::driver::find;
 use crate::keys::CacheKeys;
-use crate::scheduler::{BuildId, Call, Effect, Event, JobId, Limits, Reply, Scheduler};
+use crate::scheduler::{BuildId, Call, Effect, Event, JobId, Limits, Loaded, Reply, Scheduler};
 use crate::testing::{Disturbances, GraphSpec, MemoryKeys, Oracle, Script, Value, VertexSpec, simulate};
 use crate::testing::{Report, oracle_context, oracle_now};
 use crate::vertex::{Edge, Graph, OutputIndex, Vertex, VertexIndex};
@@ -87,7 +87,10 @@ fn answer(keys: &MemoryKeys, call: Call, ran: &mut Vec<String>) -> Reply {
             });
             Reply::Exec(made)
         }
-        Call::Load { record } => Reply::Load(keys.load(&record).now_or_never().unwrap()),
+        Call::Load { record } => {
+            let loaded = keys.load(&record).now_or_never().unwrap();
+            Reply::Load(loaded.map(|found| found.map(|result| Loaded { result, adopted: None })))
+        }
         Call::Save { items } => {
             let save =
                 |(new, result): &(Vec<_>, Option<_>)| keys.save(new, result.as_ref()).now_or_never().unwrap();

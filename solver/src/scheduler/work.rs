@@ -9,7 +9,7 @@ use crate::op::{ResultRef, Slot};
 use crate::outcome::{Hit, Matched, Outcome};
 use crate::scheduler::exec::Exec;
 use crate::scheduler::node::{Done, Level, Node, NodeId, Stage};
-use crate::scheduler::{Call, Completion, Effect, JobId, Reply, Scheduler, WorkId};
+use crate::scheduler::{Call, Completion, Effect, JobId, Loaded, Reply, Scheduler, WorkId};
 use crate::vertex::{OutputIndex, VertexDigest};
 
 /// How often an input of one vertex may be found lost before that vertex fails.
@@ -108,6 +108,17 @@ impl Work {
         }
     }
 
+    /// The jobs that wait for it, each once.
+    pub(super) fn jobs(&self) -> Vec<JobId> {
+        let mut jobs: Vec<JobId> = Vec::new();
+        for waiting in &self.waiters {
+            if !jobs.contains(&waiting.job) {
+                jobs.push(waiting.job);
+            }
+        }
+        jobs
+    }
+
     fn waits_for(&self, job: JobId) -> bool {
         self.waiters.iter().any(|waiting| waiting.job == job)
     }
@@ -195,12 +206,8 @@ impl Scheduler {
             GateKind::Light => &mut self.light,
             GateKind::Process => &mut self.processes,
         };
-        let mut jobs: Vec<JobId> = Vec::new();
-        for waiting in &work.waiters {
-            if !jobs.contains(&waiting.job) {
-                jobs.push(waiting.job);
-                gate.enqueue(waiting.job, id);
-            }
+        for job in work.jobs() {
+            gate.enqueue(job, id);
         }
     }
 
@@ -287,9 +294,9 @@ impl Scheduler {
             ) => {
                 self.call_failed(&waiters, input, result, &error, effects);
             }
-            (_, Call::Load { record }, Reply::Load(Ok(Some(result)))) => {
+            (_, Call::Load { record }, Reply::Load(Ok(Some(loaded)))) => {
                 for waiting in waiters {
-                    self.loaded(waiting, &record, result.clone(), effects);
+                    self.loaded(waiting, &record, loaded.clone(), effects);
                 }
             }
             (WorkKey::Load(record), ..) => {
@@ -370,13 +377,14 @@ impl Scheduler {
         &mut self,
         waiting: Waiting,
         record: &crate::keys::CacheRecord,
-        result: Option<ResultRef>,
+        loaded: Loaded,
         effects: &mut Vec<Effect>,
     ) {
         let out = self.nodes[waiting.node].out_mut(waiting.output);
         let matched = if out.by_content { Matched::Content } else { Matched::Definition };
         let outcome = Outcome::Hit(Hit::new(record, matched));
-        out.done = Some(Done { result, outcome: outcome.clone(), work: None });
+        out.done = Some(Done { result: loaded.result, outcome: outcome.clone(), work: None });
+        out.ids.extend(loaded.adopted.filter(|key| !out.ids.contains(key)));
         out.settled = Level::Slow;
         out.loading = None;
         effects.push(Effect::Cached { job: waiting.job, vertex: waiting.vertex, outcome });

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use kiln_digest::Digest;
 
 use crate::key::{KeyDigest, KeyId};
+use crate::key_source::Backlink;
 use crate::keys::{CacheKeys, KeyAndSelector, NewKey};
 use crate::op::ResultRef;
 use crate::vertex::OutputIndex;
@@ -22,6 +23,8 @@ pub async fn conformance(keys: &dyn CacheKeys, mut result: impl AsyncFnMut() -> 
     case.many_records([result().await, result().await]).await;
     case.nil_results().await;
     case.lost_results(result().await).await;
+    case.adopted_chains([result().await, result().await]).await;
+    case.ways_back([result().await, result().await]).await;
 }
 
 struct Case<'a> {
@@ -187,6 +190,59 @@ impl Case<'_> {
         let records = self.keys.records(&ids[0]).expect("records");
         assert_eq!(records.len(), 1);
         assert!(matches!(self.keys.load(&records[0]).await, Ok(Some(None))));
+    }
+
+    /// A chain of another store gets names of this one (11).
+    async fn adopted_chains(&self, results: [ResultRef; 2]) {
+        let [below, result] = results;
+        let known = self.save(&key("ado-known", 0, &[]), &below).await;
+        let theirs = |index| KeyId::imported("ado", index);
+        let root = KeyId::root(&Digest::of("ado-root"), 0);
+        let content = KeyId::content(&Digest::of("ado-content"));
+        let chain = [
+            (root.clone(), key("ado-root", 0, &[])),
+            (theirs(1), key("ado-one", 0, &[vec![selected(&root, "/"), selected(&known, "/")]])),
+            (theirs(2), key("ado-two", 1, &[vec![alternative(&theirs(1))], vec![alternative(&content)]])),
+        ];
+        let made = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(77);
+        let names = self.keys.adopt(&chain, Some(&result), made).await.expect("adopt");
+        assert_eq!(names.len(), 3);
+        assert_eq!(names[0], root);
+        assert!(names.iter().all(|name| !name.is_imported()));
+        for from in [&root, &known] {
+            assert_eq!(self.find(&key("ado-one", 0, &[vec![selected(from, "/")]])), names[1..2]);
+        }
+        let two = |from: &KeyId| key("ado-two", 1, &[vec![alternative(from)], vec![alternative(&content)]]);
+        assert_eq!(self.find(&two(&names[1])), names[2..]);
+        assert_eq!(self.find(&two(&theirs(1))), [], "names of the other store mean nothing here");
+        let records = self.keys.records(&names[2]).expect("records");
+        assert_eq!(records.iter().map(|record| record.created_at).collect::<Vec<_>>(), [made]);
+        assert!(self.keys.records(&names[1]).expect("records").is_empty());
+        assert_eq!(self.loads(&names[2]).await, 1);
+        assert_eq!(self.keys.adopt(&chain, Some(&result), made).await.expect("adopt"), names);
+        assert_eq!(self.keys.records(&names[2]).expect("records").len(), 1);
+    }
+
+    /// Exports walk back, and find what else a result is known as (12).
+    async fn ways_back(&self, results: [ResultRef; 2]) {
+        let [below, result] = results;
+        let keys = [key("way-manifest", 0, &[]), key("way-config", 0, &[])];
+        let roots = self.keys.save(&keys, Some(&below)).await.expect("save");
+        let content = KeyId::content(&Digest::of("way-content"));
+        let new = key("way-op", 2, &[vec![selected(&roots[0], "/")], vec![alternative(&content)]]);
+        let id = self.save(&new, &result).await;
+        let mut links = self.keys.backlinks(&id).expect("backlinks");
+        links.sort();
+        let link = |input, from: &KeyId, selector| Backlink {
+            input,
+            from: from.clone(),
+            selector,
+            digest: KeyId::root(&Digest::of("way-op"), 2),
+        };
+        assert_eq!(links, [link(0, &roots[0], Some(Digest::of("/"))), link(1, &content, None)]);
+        assert_eq!(self.keys.backlinks(&roots[0]).expect("backlinks"), []);
+        assert_eq!(self.keys.siblings(&roots[0]).expect("siblings"), roots[1..]);
+        assert_eq!(self.keys.siblings(&id).expect("siblings"), []);
     }
 
     /// What is lost is not loaded again, but what lies above it stays findable (8, 9).

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::key::{KeyDigest, KeyId};
+use crate::key_source::Backlink;
 use crate::keys::{CacheKeys, CacheRecord, KeyAndSelector, Lookup, NewKey, Origin, RecordId};
 use crate::op::ResultRef;
 use crate::vertex::OutputIndex;
@@ -102,6 +103,43 @@ impl CacheKeys for MemoryKeys {
         Ok(())
     }
 
+    async fn adopt(
+        &self,
+        chain: &[(KeyId, NewKey)],
+        result: Option<&ResultRef>,
+        created_at: SystemTime,
+    ) -> Result<Vec<KeyId>> {
+        Ok(self.lock().adopt(chain, result, created_at))
+    }
+
+    fn backlinks(&self, key: &KeyId) -> Result<Vec<Backlink>> {
+        let store = self.lock();
+        let mut links: Vec<Backlink> = Vec::new();
+        for ((from, link), targets) in &store.links {
+            if targets.contains(key) {
+                links.push(Backlink {
+                    input: u32::try_from(link.input).unwrap_or(u32::MAX),
+                    from: from.key.clone(),
+                    selector: from.selector,
+                    digest: link.digest.root(link.output),
+                });
+            }
+        }
+        links.sort();
+        Ok(links)
+    }
+
+    fn siblings(&self, key: &KeyId) -> Result<Vec<KeyId>> {
+        let store = self.lock();
+        let ids = |key: &KeyId| store.records.get(key).into_iter().flatten().map(|record| record.id.clone());
+        let own: BTreeSet<RecordId> = ids(key).collect();
+        let linked: BTreeSet<&KeyId> = store.links.values().flatten().collect();
+        let shares = |other: &&KeyId| {
+            *other != key && !linked.contains(other) && ids(other).any(|record| own.contains(&record))
+        };
+        Ok(store.keys.iter().filter(shares).cloned().collect())
+    }
+
     async fn lost(&self, result: &ResultRef) -> Result<()> {
         let mut store = self.lock();
         store.results.retain(|_, other| !other.as_ref().is_some_and(|other| Arc::ptr_eq(other, result)));
@@ -133,37 +171,71 @@ impl Store {
 
     fn save(&mut self, keys: &[NewKey], result: Option<&ResultRef>) -> Vec<KeyId> {
         self.clock += 1;
+        let created_at = SystemTime::UNIX_EPOCH + Duration::from_secs(self.clock);
+        let record = self.record(result, created_at);
+        let ids: Vec<_> = keys.iter().map(|key| self.name(key)).collect();
+        ids.iter().for_each(|id| self.attach(id, &record));
+        ids
+    }
+
+    fn adopt(
+        &mut self,
+        chain: &[(KeyId, NewKey)],
+        result: Option<&ResultRef>,
+        created_at: SystemTime,
+    ) -> Vec<KeyId> {
+        self.clock += 1;
+        let record = self.record(result, created_at);
+        let mut names: HashMap<&KeyId, KeyId> = HashMap::new();
+        let mut ids = Vec::new();
+        for (theirs, key) in chain {
+            let mut key = key.clone();
+            for way in key.deps.iter_mut().flatten() {
+                if let Some(ours) = names.get(&way.key) {
+                    way.key = ours.clone();
+                }
+            }
+            let id = self.name(&key);
+            names.insert(theirs, id.clone());
+            ids.push(id);
+        }
+        if let Some(last) = ids.last() {
+            self.attach(last, &record);
+        }
+        ids
+    }
+
+    /// Makes the record of a result, or finds it.
+    fn record(&mut self, result: Option<&ResultRef>, created_at: SystemTime) -> CacheRecord {
         let address = result.map(|result| Arc::as_ptr(result).cast::<()>().addr());
         let known = address.and_then(|address| self.by_address.get(&address)).cloned();
         let id = known.unwrap_or_else(|| RecordId(Arc::from(format!("r{:08}", self.clock))));
         self.by_address.extend(address.map(|address| (address, id.clone())));
-        let record = CacheRecord {
-            id: id.clone(),
-            created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(self.clock),
-            priority: 1,
-            origin: Origin::Local,
-        };
-        let mut ids = Vec::new();
-        for key in keys {
-            let found = self.query(&key.deps, &key.digest, key.output).keys;
-            let id = match found.into_iter().next() {
-                Some(id) => id,
-                None if key.deps.is_empty() => key.digest.root(key.output),
-                None => {
-                    self.named += 1;
-                    KeyId::new(format!("k{:08}", self.named))
-                }
-            };
-            self.keys.insert(id.clone());
-            self.link(key, &id, |_| true);
-            let records = self.records.entry(id.clone()).or_default();
-            if records.iter().all(|other| other.id != record.id) {
-                records.push(record.clone());
+        self.results.entry(id.clone()).or_insert_with(|| result.cloned());
+        CacheRecord { id, created_at, priority: 1, origin: Origin::Local }
+    }
+
+    /// Finds or makes a key, and links it.
+    fn name(&mut self, key: &NewKey) -> KeyId {
+        let found = self.query(&key.deps, &key.digest, key.output).keys;
+        let id = match found.into_iter().next() {
+            Some(id) => id,
+            None if key.deps.is_empty() => key.digest.root(key.output),
+            None => {
+                self.named += 1;
+                KeyId::new(format!("k{:08}", self.named))
             }
-            ids.push(id);
+        };
+        self.keys.insert(id.clone());
+        self.link(key, &id, |_| true);
+        id
+    }
+
+    fn attach(&mut self, key: &KeyId, record: &CacheRecord) {
+        let records = self.records.entry(key.clone()).or_default();
+        if records.iter().all(|other| other.id != record.id) {
+            records.push(record.clone());
         }
-        self.results.entry(id).or_insert_with(|| result.cloned());
-        ids
     }
 
     fn link(&mut self, key: &NewKey, to: &KeyId, linked: impl Fn(&KeyId) -> bool) {

@@ -206,8 +206,14 @@ impl<'a> Oracle<'a> {
             return Ok(self.output(edge).ids);
         }
         let by_content = !self.known(edge).contents.is_empty();
-        let query =
-            Query { id: QueryId(0), digests: digests.clone(), deps, output: edge.output, records: false };
+        let query = Query {
+            id: QueryId(0),
+            digests: digests.clone(),
+            deps,
+            output: edge.output,
+            jobs: Vec::new(),
+            records: false,
+        };
         let found = find(self.keys, &query).map_err(OpError::failed)?;
         let output = self.output_mut(edge);
         let unknown = output.ids.is_empty();

@@ -9,7 +9,9 @@ use crate::driver::find;
 use crate::error::{OpError, SolveError};
 use crate::keys::CacheKeys;
 use crate::op::ResultRef;
-use crate::scheduler::{BuildId, Call, Effect, Event, JobId, Limits, Query, Reply, Scheduler, WorkId};
+use crate::scheduler::{
+    BuildId, Call, Effect, Event, JobId, Limits, Loaded, Query, Reply, Scheduler, WorkId,
+};
 use crate::testing::memory_keys::MemoryKeys;
 use crate::testing::oracle::{context, expected, now};
 use crate::testing::random::{GraphSpec, Rng};
@@ -257,7 +259,8 @@ impl Simulation {
                 let _ = self.keys.lost(result).now_or_never();
             }
             Call::Load { record } if !matches!(reply, Reply::Load(Err(_))) => {
-                reply = Reply::Load(self.keys.load(record).now_or_never().unwrap_or(Ok(None)));
+                let loaded = self.keys.load(record).now_or_never().unwrap_or(Ok(None));
+                reply = Reply::Load(loaded.map(|found| found.map(|result| Loaded { result, adopted: None })));
             }
             Call::Exec { .. } if matches!(reply, Reply::Exec(Ok(_))) => {
                 if let Some(text) = &running.text {

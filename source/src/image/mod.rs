@@ -7,5 +7,5 @@ mod resolve;
 
 pub use self::key::chain_id;
 pub use self::provider::{ImageProvider, Layouts};
-pub use self::request::{ImageRequest, Layout, Origin, ResolveMode};
+pub use self::request::{ImageRequest, Layout, LayoutKind, Origin, ResolveMode};
 pub use self::resolve::{Image, Images, Resolutions};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kiln_cache::{BlobProvider, LayerPhase, LayerProgress};
+use kiln_cache::{BlobProvider, IMPORTED, LayerPhase, LayerProgress};
 use kiln_content::{ContentStore, Descriptor};
 use kiln_registry::{Access, Credentials};
 use kiln_solver::VertexProgress;
@@ -75,7 +75,7 @@ impl ImageProvider {
     async fn provide(&self, source: &str, descriptor: &Descriptor) -> Result<()> {
         let content = self.images.content();
         let _turn = self.images.turn_to_fetch(&descriptor.digest).await;
-        match Origin::parse(source)? {
+        match Origin::parse(source.strip_prefix(IMPORTED).unwrap_or(source))? {
             Origin::Registry(reference) => {
                 let access = Access::new(&*self.credentials).observed(&self.reporter);
                 self.images.registry().fetch_into(content, &reference, descriptor, access).await?;

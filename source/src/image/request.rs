@@ -29,9 +29,44 @@ pub struct Layout {
     pub store: String,
     /// The session that offers it; empty: any of the build.
     pub session: String,
+    /// What the client offers it as.
+    pub kind: LayoutKind,
+}
+
+/// What a client offers a store of blobs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayoutKind {
+    /// Images.
+    Images,
+    /// A build cache in a directory.
+    Cache,
+}
+
+impl Layout {
+    /// Names a build cache in a directory of a client, by its root.
+    #[must_use]
+    pub fn cache(dir: &str, digest: Digest, session: &str) -> Self {
+        Self {
+            name: String::new(),
+            digest,
+            store: dir.to_owned(),
+            session: session.to_owned(),
+            kind: LayoutKind::Cache,
+        }
+    }
+
+    /// Returns what the client's content service calls the store.
+    #[must_use]
+    pub fn store_id(&self) -> String {
+        match self.kind {
+            LayoutKind::Images => format!("oci:{}", self.store),
+            LayoutKind::Cache => format!("local:{}", self.store),
+        }
+    }
 }
 
 const LAYOUT_SCHEME: &str = "oci-layout://";
+const CACHE_SCHEME: &str = "local-cache://";
 /// Separates the parts of a layout's text; it can be in none of them.
 const SEPARATOR: char = '\n';
 
@@ -42,7 +77,9 @@ impl Origin {
     /// [`Error::InvalidOrigin`].
     pub fn parse(text: &str) -> Result<Self> {
         let fail = || Error::InvalidOrigin(text.chars().take(300).collect());
-        let Some(rest) = text.strip_prefix(LAYOUT_SCHEME) else {
+        let images = text.strip_prefix(LAYOUT_SCHEME).map(|rest| (rest, LayoutKind::Images));
+        let cache = || text.strip_prefix(CACHE_SCHEME).map(|rest| (rest, LayoutKind::Cache));
+        let Some((rest, kind)) = images.or_else(cache) else {
             return Reference::parse(text).map(Self::Registry).map_err(|_| fail());
         };
         let mut parts = rest.split(SEPARATOR);
@@ -54,6 +91,7 @@ impl Origin {
             digest: digest.parse().map_err(|_| fail())?,
             store: store.to_owned(),
             session: session.to_owned(),
+            kind,
         }))
     }
 
@@ -80,8 +118,12 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(reference) => reference.fmt(f),
-            Self::Layout(Layout { name, digest, store, session }) => {
-                write!(f, "{LAYOUT_SCHEME}{name}@{digest}{SEPARATOR}{store}{SEPARATOR}{session}")
+            Self::Layout(Layout { name, digest, store, session, kind }) => {
+                let scheme = match kind {
+                    LayoutKind::Images => LAYOUT_SCHEME,
+                    LayoutKind::Cache => CACHE_SCHEME,
+                };
+                write!(f, "{scheme}{name}@{digest}{SEPARATOR}{store}{SEPARATOR}{session}")
             }
         }
     }
@@ -187,6 +229,7 @@ impl ImageRequest {
             digest: digest.parse().map_err(|_| required())?,
             store: String::new(),
             session: String::new(),
+            kind: LayoutKind::Images,
         };
         let mut limit = None;
         for (key, value) in attrs {

@@ -280,8 +280,21 @@ impl Exported {
             let field = |document: &Value| format!(r#""{key}":{}"#, document["config"][key]);
             manifest = manifest.replacen(&field(&recorded), &field(&self.manifest), 1);
         }
-        masked(&manifest, &self.manifest_text).context("the manifest")
+        masked(&without_places(&manifest), &self.manifest_text).context("the manifest")
     }
+}
+
+/// Leaves out annotations that say where a blob was seen; nothing depends on them.
+fn without_places(manifest: &str) -> String {
+    let mut out = String::with_capacity(manifest.len());
+    let mut rest = manifest;
+    while let Some((before, after)) = rest.split_once(r#""containerd.io/distribution.source."#) {
+        out.push_str(before);
+        // Another annotation always follows: keys are sorted, and `containerd.io/uncompressed` is always there.
+        rest = after.split_once(',').map_or("", |(_, rest)| rest);
+    }
+    out.push_str(rest);
+    out
 }
 
 /// Compares texts; where one says `TIME`, the other may say any time.
