@@ -95,11 +95,16 @@ fn what_was_recorded_is_exported() -> Result<()> {
 
 #[test]
 fn a_new_daemon_runs_nothing_that_was_exported() -> Result<()> {
-    for (kind, more) in [("manifest", ",mode=max"), ("index", ",mode=max,image-manifest=false,compression=zstd")] {
+    for (kind, more) in
+        [("manifest", ",mode=max"), ("index", ",mode=max,image-manifest=false,compression=zstd")]
+    {
         let cache = Cache::new()?;
         let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
         let first = site.local(&[&cache.export(more)])?;
-        check_contains(&first.log, &["exporting cache to client directory", "preparing build cache for export"]);
+        check_contains(
+            &first.log,
+            &["exporting cache to client directory", "preparing build cache for export"],
+        );
         let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
         let import = cache.import();
         let built = other.local(&[&import])?;
@@ -152,7 +157,8 @@ fn min_has_the_result_and_max_all_steps() -> Result<()> {
     // The result is there, so nothing runs; a changed last step needs all before it.
     let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
     check_outcomes(&other.local(&[&min.import()])?.log, &all("CACHED"));
-    let fresh = Site::new(&[("Dockerfile", &STEPS.replace("/first /second /", "/second /")), ("used", "1\n")])?;
+    let fresh =
+        Site::new(&[("Dockerfile", &STEPS.replace("/first /second /", "/second /")), ("used", "1\n")])?;
     let built = fresh.local(&[&min.import()])?;
     check_outcomes(&built.log, &[("RUN cat /proc", "DONE"), ("RUN cat /used", "DONE")]);
     Ok(())
@@ -225,7 +231,8 @@ fn spoil(cache: &Cache, with: impl Fn(&Path) -> Result<()>) -> Result<()> {
 
 #[test]
 fn layers_that_are_gone_or_spoilt_are_misses() -> Result<()> {
-    let run = "ARG BASE\nFROM $BASE\nRUN cat /proc/sys/kernel/random/uuid > /first\nRUN cat /first > /second\n";
+    let run =
+        "ARG BASE\nFROM $BASE\nRUN cat /proc/sys/kernel/random/uuid > /first\nRUN cat /first > /second\n";
     let site = Site::new(&[("Dockerfile", run)])?;
     let gone = |path: &Path| -> Result<()> { Ok(std::fs::remove_file(path)?) };
     let spoilt = |path: &Path| -> Result<()> {
@@ -310,8 +317,7 @@ fn registries_keep_caches_too() -> Result<()> {
     let reference = format!("{}/cache/steps:it", hub()?.registry.address());
     let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
     for more in ["", ",image-manifest=false", ",oci-mediatypes=false"] {
-        let first =
-            site.local(&[&format!("--export-cache=type=registry,ref={reference},mode=max{more}")])?;
+        let first = site.local(&[&format!("--export-cache=type=registry,ref={reference},mode=max{more}")])?;
         check_contains(&first.log, &["exporting cache to registry"]);
         let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
         let built = other.local(&[&format!("--import-cache=type=registry,ref={reference}")])?;

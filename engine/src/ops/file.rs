@@ -394,11 +394,15 @@ fn description(kind: &pb::file_action::Action) -> String {
     }
 }
 
-/// The path below which an action does all it does, provided that nothing is there.
+/// The path below which an action does all it does, provided that nothing is there. Archives and several sources may
+/// bring links, through which the next file could go anywhere.
 fn made_at(kind: &pb::file_action::Action) -> Option<&Path> {
     use pb::file_action::Action;
     match kind {
-        Action::Copy(a) => Some(a.dest.as_ref()),
+        Action::Copy(a) => {
+            let several = a.allow_wildcard && kiln_patterns::has_wildcard(&a.src);
+            (!several && !a.attempt_unpack_docker_compatibility).then_some(a.dest.as_ref())
+        }
         Action::Mkfile(a) => Some(a.path.as_ref()),
         Action::Mkdir(a) => Some(a.path.as_ref()),
         Action::Symlink(a) => Some(a.newpath.as_ref()),

@@ -111,7 +111,7 @@ impl Op for ScriptOp {
     /// Of every other op, by its label.
     fn known_map(&self) -> Option<CacheMap> {
         let [key] = self.script.keys.as_slice() else { return None };
-        let known = Digest::of(&self.script.label).as_bytes()[0] % 2 == 0;
+        let known = Digest::of(&self.script.label).as_bytes()[0].is_multiple_of(2);
         known.then(|| self.script.map(key))
     }
 
