@@ -10,6 +10,7 @@ use std::{
 };
 
 use kiln_snapshot::{Mount, SnapshotId};
+use kiln_solver::GoneWhy;
 
 use crate::{
     CacheManager, ChangeLog, Error, NoProvider, RecordId, RecordOptions, RecordType, Ref, Result,
@@ -360,7 +361,7 @@ impl Inner {
             self.db()
                 .write(move |transaction| {
                     // What leads to its content ends with the first write to it.
-                    crate::db::keys::release_results(transaction, &taken)?;
+                    crate::db::keys::release_results(transaction, &taken, GoneWhy::Pruned)?;
                     rows::touch(transaction, &taken, 1, SystemTime::now())?;
                     rows::set_dirty(transaction, &taken, true)
                 })

@@ -13,6 +13,7 @@ use std::{
 use futures::future::try_join_all;
 use kiln_content::layer;
 use kiln_snapshot::SnapshotId;
+use kiln_solver::GoneWhy;
 
 use crate::{
     BlobProvider, Error, LayerBlob, LayerPhase, LayerProgress, RecordId, Ref, Result,
@@ -142,7 +143,7 @@ pub(crate) async fn lose(inner: &Arc<Inner>, id: RecordId) -> Result<()> {
             let mut gone = Vec::new();
             let mut todo = vec![(id, false)];
             while let Some((id, children_done)) = todo.pop() {
-                crate::db::keys::release_results(transaction, &id)?;
+                crate::db::keys::release_results(transaction, &id, GoneWhy::Lost)?;
                 if !children_done {
                     todo.push((id.clone(), true));
                     todo.extend(rows::children(transaction, &id)?.into_iter().map(|child| (child, false)));

@@ -7,6 +7,7 @@ use kiln_api::pb;
 use kiln_solver::{ProgressEvent, Stream};
 
 use crate::convert::timestamp;
+use crate::reason;
 
 /// A response is ended after the log entry that takes it over this many bytes.
 const MAX_LOG_BYTES: usize = 1 << 20;
@@ -31,6 +32,7 @@ pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
                     name: g.name.clone(),
                     weak: g.weak,
                 }),
+                reason: reason::of(event),
             }),
             ProgressEvent::Status(event) => response.statuses.push(VertexStatus {
                 id: event.id.clone(),

@@ -73,7 +73,9 @@ impl Fixture {
         let config = memory.put(CONFIG_TYPE, &config);
         let described = layers.iter().map(|(name, _)| {
             let mut layer = Descriptor::new(media_type::OCI_LAYER_GZIP, Digest::of(name), 100);
-            layer.annotations.insert("containerd.io/uncompressed".into(), Digest::of(format!("{name} tar")).to_string());
+            layer
+                .annotations
+                .insert("containerd.io/uncompressed".into(), Digest::of(format!("{name} tar")).to_string());
             layer.annotations.insert("buildkit/createdat".into(), "2020-01-02T03:04:05.5Z".into());
             layer
         });
@@ -98,7 +100,11 @@ async fn the_contract_of_sources_is_kept() {
                 None => json!({"link": link}),
             };
             let inputs = entry.inputs.iter().map(|ways| ways.iter().map(way).collect::<Vec<_>>());
-            let layers = if entry.result { json!([{"layer": 0, "createdAt": "2020-01-02T03:04:05Z"}]) } else { json!([]) };
+            let layers = if entry.result {
+                json!([{"layer": 0, "createdAt": "2020-01-02T03:04:05Z"}])
+            } else {
+                json!([])
+            };
             json!({
                 "digest": KeyId::root(&entry.digest, entry.output).to_string(),
                 "inputs": inputs.collect::<Vec<_>>(),

@@ -18,6 +18,7 @@ mod keys;
 mod op;
 mod outcome;
 mod progress;
+mod reason;
 mod scheduler;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -36,6 +37,10 @@ pub use crate::outcome::{Hit, Matched, Outcome};
 pub use crate::progress::{
     CachedInference, LogEvent, ProgressEvent, ProgressStream, SourceRange, StatusEvent, StatusUpdate, Stream,
     VertexEvent, VertexProgress, WarningEvent,
+};
+pub use crate::reason::{
+    Change, Component, ContentChange, Difference, Fingerprint, GoneWhy, Memo, MemoInput, Miss, Remembered,
+    Wanted,
 };
 pub use crate::vertex::{
     Edge, Graph, OutputIndex, ProgressGroup, Vertex, VertexDigest, VertexIndex, VertexOptions,

@@ -8,6 +8,7 @@ mod hostile;
 mod images;
 mod kiln;
 mod llb;
+mod reasons;
 mod registries;
 mod remote_cache;
 mod runs;

@@ -95,11 +95,16 @@ fn what_was_recorded_is_exported() -> Result<()> {
 
 #[test]
 fn a_new_daemon_runs_nothing_that_was_exported() -> Result<()> {
-    for (kind, more) in [("manifest", ",mode=max"), ("index", ",mode=max,image-manifest=false,compression=zstd")] {
+    for (kind, more) in
+        [("manifest", ",mode=max"), ("index", ",mode=max,image-manifest=false,compression=zstd")]
+    {
         let cache = Cache::new()?;
         let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
         let first = site.local(&[&cache.export(more)])?;
-        check_contains(&first.log, &["exporting cache to client directory", "preparing build cache for export"]);
+        check_contains(
+            &first.log,
+            &["exporting cache to client directory", "preparing build cache for export"],
+        );
         let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
         let import = cache.import();
         let built = other.local(&[&import])?;
@@ -142,7 +147,10 @@ fn a_changed_step_runs_with_what_depends_on_it() -> Result<()> {
 fn min_has_the_result_and_max_all_steps() -> Result<()> {
     let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
     let (min, max) = (Cache::new()?, Cache::new()?);
-    site.local(&[&min.export(""), &max.export(",mode=max")])?;
+    site.local(&[&max.export(",mode=max")])?;
+    // On a daemon that has made no layers for it yet.
+    let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+    site.local(&[&min.export("")])?;
     let results = |cache: &Cache| -> Result<usize> {
         let config = cache.config()?;
         let records = config["records"].as_array().context("no records")?;
@@ -152,7 +160,8 @@ fn min_has_the_result_and_max_all_steps() -> Result<()> {
     // The result is there, so nothing runs; a changed last step needs all before it.
     let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
     check_outcomes(&other.local(&[&min.import()])?.log, &all("CACHED"));
-    let fresh = Site::new(&[("Dockerfile", &STEPS.replace("/first /second /", "/second /")), ("used", "1\n")])?;
+    let fresh =
+        Site::new(&[("Dockerfile", &STEPS.replace("/first /second /", "/second /")), ("used", "1\n")])?;
     let built = fresh.local(&[&min.import()])?;
     check_outcomes(&built.log, &[("RUN cat /proc", "DONE"), ("RUN cat /used", "DONE")]);
     Ok(())
@@ -225,7 +234,8 @@ fn spoil(cache: &Cache, with: impl Fn(&Path) -> Result<()>) -> Result<()> {
 
 #[test]
 fn layers_that_are_gone_or_spoilt_are_misses() -> Result<()> {
-    let run = "ARG BASE\nFROM $BASE\nRUN cat /proc/sys/kernel/random/uuid > /first\nRUN cat /first > /second\n";
+    let run =
+        "ARG BASE\nFROM $BASE\nRUN cat /proc/sys/kernel/random/uuid > /first\nRUN cat /first > /second\n";
     let site = Site::new(&[("Dockerfile", run)])?;
     let gone = |path: &Path| -> Result<()> { Ok(std::fs::remove_file(path)?) };
     let spoilt = |path: &Path| -> Result<()> {
@@ -291,7 +301,7 @@ fn two_imports_at_once_and_a_build_beside_them() -> Result<()> {
         let imports = [one.import(), two.import()];
         let imports: Vec<&str> = imports.iter().map(String::as_str).collect();
         let built = target.local(&imports)?;
-        assert_eq!(built.log.matches("importing cache manifest from").count() / 2, 2, "{}", built.log);
+        assert_eq!(built.log.matches("importing cache manifest from").count(), 2, "{}", built.log);
         run.join().map_err(|_| anyhow::anyhow!("the build beside panicked"))??.success()?;
         Ok(())
     });
@@ -310,8 +320,7 @@ fn registries_keep_caches_too() -> Result<()> {
     let reference = format!("{}/cache/steps:it", hub()?.registry.address());
     let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
     for more in ["", ",image-manifest=false", ",oci-mediatypes=false"] {
-        let first =
-            site.local(&[&format!("--export-cache=type=registry,ref={reference},mode=max{more}")])?;
+        let first = site.local(&[&format!("--export-cache=type=registry,ref={reference},mode=max{more}")])?;
         check_contains(&first.log, &["exporting cache to registry"]);
         let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
         let built = other.local(&[&format!("--import-cache=type=registry,ref={reference}")])?;

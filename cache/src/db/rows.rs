@@ -335,7 +335,7 @@ pub(crate) fn forget(transaction: &Transaction<'_>, id: &RecordId) -> Result<Opt
             digests.extend(Digest::from_str(&row.get::<_, String>(0)?));
         }
     }
-    super::keys::release_results(transaction, id)?;
+    super::keys::release_results(transaction, id, kiln_solver::GoneWhy::Pruned)?;
     transaction.prepare_cached("DELETE FROM records WHERE seq = ?1")?.execute([seq])?;
     let mut blobs = Vec::new();
     for digest in digests {

@@ -138,7 +138,7 @@ impl OpKey {
         CacheMapPart { map: CacheMap { digest: self.digest.into(), deps: deps.collect() }, last: true }
     }
 
-    fn content_selectors(&self, input: usize) -> Vec<ContentSelector> {
+    pub(crate) fn content_selectors(&self, input: usize) -> Vec<ContentSelector> {
         let selectors = self.deps.get(input).and_then(|d| d.content.clone()).unwrap_or_default();
         let convert = |s: crate::keys::ContentSelector| ContentSelector {
             path: s.path,

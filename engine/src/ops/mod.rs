@@ -3,6 +3,7 @@
 mod combine;
 pub(crate) mod common;
 mod exec;
+mod explained;
 mod file;
 pub(crate) mod nested;
 pub(crate) mod source;
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::keys::{self, OpKey};
 use crate::load::{self, LoadedGraph, LoadedVertex};
 use crate::ops::combine::{Combination, CombineOp};
+use crate::ops::explained::Explained;
 use crate::worker::Worker;
 
 /// Says in an index that there is no input.
@@ -62,9 +64,23 @@ fn vertex(
         digest: VertexDigest(vertex.digest.digest()),
         name: vertex.name.clone(),
         inputs: vertex.inputs.iter().map(|e| edge(*e)).collect::<Result<_>>()?,
-        op: op(worker, vertex, resolutions, depth).map_err(|error| of_vertex(vertex, error))?,
+        op: explained(
+            worker,
+            vertex,
+            op(worker, vertex, resolutions, depth).map_err(|error| of_vertex(vertex, error))?,
+        ),
         options,
     })
+}
+
+/// Lets an op say what it is made of. Sources know that themselves.
+fn explained(worker: &Arc<Worker>, vertex: &LoadedVertex, inner: Arc<dyn Op>) -> Arc<dyn Op> {
+    match &vertex.op.op {
+        None | Some(Kind::Source(_)) => inner,
+        Some(_) => {
+            Arc::new(Explained { inner, definition: Arc::clone(&vertex.op), worker: Arc::clone(worker) })
+        }
+    }
 }
 
 /// Says which vertex a refusal is about; where that is in the input is for the caller to add.

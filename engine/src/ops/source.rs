@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use kiln_digest::Digest;
 use kiln_llb::pb;
 use kiln_registry::Access;
-use kiln_solver::{CacheMapPart, Op, OpContext, OpError, ResultRef};
-use kiln_source::image::{Image, ImageRequest, Resolutions};
+use kiln_solver::{CacheMapPart, Fingerprint, Op, OpContext, OpError, ResultRef};
+use kiln_source::image::{Image, ImageRequest, Origin, Resolutions};
 use kiln_source::local::{LocalRequest, Locals};
 
 use crate::lending::Lending;
@@ -108,6 +108,27 @@ impl Op for SourceOp {
                 Ok(vec![Some(common::result(cancellable(cx, received).await?))])
             }
         }
+    }
+
+    async fn fingerprint(&self, cx: &OpContext) -> Fingerprint {
+        let mut out = Fingerprint::default();
+        // Directories of clients are looked at in every build.
+        let SourceKind::Image(request) = &self.kind else { return out };
+        let (name, tag) = match &request.origin {
+            Origin::Registry(reference) => (reference.name(), reference.tag().unwrap_or_default().to_owned()),
+            Origin::Layout(layout) => (layout.name.clone(), String::new()),
+        };
+        out.set_kin(&format!("image {name}"));
+        out.add("image", &name);
+        out.add("tag", &tag);
+        // It has been resolved for its key, and is remembered.
+        if let Ok(image) = cancellable(cx, resolve(&self.worker, cx, request, &self.resolutions)).await {
+            out.add("digest of the image", &image.root.digest.to_string());
+        }
+        out.add("platform", &request.platform.to_string());
+        let limit = request.layer_limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+        out.add("limit of layers", &limit);
+        out
     }
 }
 

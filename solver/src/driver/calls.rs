@@ -9,6 +9,7 @@ use crate::driver::{Shared, State};
 use crate::error::{OpError, Result};
 use crate::keys::Lookup;
 use crate::op::OpContext;
+use crate::reason::{Memo, RunFacts, Study, study};
 use crate::scheduler::{Call, Effect, Event, Found, Query, Reply, WorkId};
 
 /// Look-ups done in a row before other tasks get their turn.
@@ -55,19 +56,25 @@ impl Shared {
     }
 
     fn start(self: &Arc<Self>, state: &mut State, work: WorkId, call: Call) {
+        // What runs is studied meanwhile, and what that gives is saved with the results.
+        let facts = matches!(call, Call::Exec { .. }).then(|| state.scheduler.facts(work)).flatten();
         let watch = state.works.entry(work).or_default();
         watch.renew();
         let context = watch.context();
+        let memo = watch.study.as_ref().and_then(|study| study.memo.clone());
         let simple = matches!(call, Call::Load { .. } | Call::Lost { .. });
         let shared = Arc::clone(self);
         let task = async move {
             let failed = failure(&call);
-            let reply = AssertUnwindSafe(shared.call(call, &context)).catch_unwind().await;
+            let done = AssertUnwindSafe(shared.call(call, &context, facts, memo)).catch_unwind().await;
             // A panic has been reported by the hook; the vertex fails with it.
-            let reply =
-                reply.unwrap_or_else(|_| failed(OpError::failed("internal error: the step panicked")));
+            let (reply, study) =
+                done.unwrap_or_else(|_| (failed(OpError::failed("internal error: the step panicked")), None));
             let queries = {
                 let mut state = shared.lock();
+                if let Some(watch) = state.works.get_mut(&work).filter(|_| study.is_some()) {
+                    watch.study = study;
+                }
                 let queries = shared.apply(&mut state, Event::Done { work, reply });
                 if simple {
                     state.forget_if_unseen(work);
@@ -79,20 +86,34 @@ impl Shared {
         self.tracker.spawn_on(task, &self.runtime);
     }
 
-    async fn call(&self, call: Call, cx: &OpContext) -> Reply {
-        match call {
+    async fn call(
+        &self,
+        call: Call,
+        cx: &OpContext,
+        facts: Option<RunFacts>,
+        memo: Option<Arc<Memo>>,
+    ) -> (Reply, Option<Study>) {
+        let reply = match call {
             Call::CacheMap { op, index } => Reply::CacheMap(op.cache_map(cx, index).await),
             Call::ContentKey { op, input, result } => {
                 Reply::ContentKey(op.content_key(cx, input, result.as_ref()).await)
             }
-            Call::Exec { op, inputs } => Reply::Exec(op.exec(cx, inputs).await),
+            Call::Exec { op, inputs } => {
+                let studying = async {
+                    let study = study(&*self.keys, &*op, cx, &inputs, facts?);
+                    // Without a reason a vertex is as good.
+                    AssertUnwindSafe(study).catch_unwind().await.ok()
+                };
+                let (results, study) = futures::join!(op.exec(cx, inputs.clone()), studying);
+                return (Reply::Exec(results), study);
+            }
             Call::Load { record } => Reply::Load(self.load(&record).await),
             Call::Save { items } => {
                 let mut ids = Vec::with_capacity(items.len());
                 for (keys, result) in items {
-                    match self.keys.save(&keys, result.as_ref()).await {
+                    match self.keys.save_with(&keys, result.as_ref(), memo.as_deref()).await {
                         Ok(saved) => ids.push(saved),
-                        Err(error) => return Reply::Save(Err(error)),
+                        Err(error) => return (Reply::Save(Err(error)), None),
                     }
                 }
                 Reply::Save(Ok(ids))
@@ -103,7 +124,8 @@ impl Shared {
                 }
                 Reply::Lost
             }
-        }
+        };
+        (reply, None)
     }
 
     /// Does look-ups, and those that follow from their answers.

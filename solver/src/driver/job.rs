@@ -112,6 +112,7 @@ impl Job {
             error: None,
             group: None,
             outcome: None,
+            miss: None,
         };
         self.log.vertex(event.clone());
         progress.join(self.id.0, digest, &self.log);

@@ -10,6 +10,7 @@ use crate::error::OpError;
 use crate::op::{OpContext, WaiterSet};
 use crate::outcome::Outcome;
 use crate::progress::{VertexEvent, VertexProgress};
+use crate::reason::Study;
 use crate::scheduler::{Completion, JobId, WorkId};
 use crate::vertex::{Graph, VertexDigest};
 
@@ -23,6 +24,8 @@ pub(super) struct Watch {
     waiters: WaiterSet,
     vertices: Vec<(JobId, VertexDigest)>,
     started: Option<SystemTime>,
+    /// Why its op had to run, once that is found out.
+    pub(super) study: Option<Study>,
 }
 
 impl Default for Watch {
@@ -34,6 +37,7 @@ impl Default for Watch {
             waiters: WaiterSet::default(),
             vertices: Vec::new(),
             started: None,
+            study: None,
         }
     }
 }
@@ -77,6 +81,7 @@ impl State {
                 error: None,
                 group: vertex.options.progress_group.clone(),
                 outcome: None,
+                miss: None,
             };
             job.templates.insert(vertex.digest, event.clone());
             job.log.vertex(event);
@@ -136,6 +141,7 @@ impl State {
                     event.cached = shown.cached;
                     event.error = shown.error.as_ref().map(OpError::chain);
                     event.outcome.clone_from(&shown.outcome);
+                    event.miss = watch.study.as_ref().and_then(|study| study.miss.clone());
                 });
             }
         }

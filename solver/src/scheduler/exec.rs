@@ -10,6 +10,7 @@ use crate::key::{KeyDigest, KeyId};
 use crate::keys::{CacheRecord, KeyAndSelector, NewKey};
 use crate::op::{Op, ResultRef, Slot};
 use crate::outcome::{Hit, Matched, Outcome};
+use crate::reason::{InputFacts, RunFacts};
 use crate::scheduler::node::{Done, Level, Node, NodeId, sort_best_last};
 use crate::scheduler::work::{Kind, Phase, Work};
 use crate::scheduler::{
@@ -513,6 +514,26 @@ impl Scheduler {
         {
             self.remove_work(id, None, effects);
         }
+    }
+
+    /// Says what an execution is about to run for, to find out why it has to.
+    pub(crate) fn facts(&self, id: WorkId) -> Option<RunFacts> {
+        let work = self.works.get(&id)?;
+        let Kind::Exec(exec) = &work.kind else { return None };
+        let node = self.nodes.get(work.waiters.first()?.node)?;
+        let input = |(keys, (below, _)): (&InputKeys, &(NodeId, OutputIndex))| InputFacts {
+            name: self.nodes.get(*below).map(|below| below.vertex().name.clone()).unwrap_or_default(),
+            offered: keys.offered.clone(),
+            content: keys.content,
+            anew: self.nodes.get(*below).is_some_and(Node::forced),
+        };
+        Some(RunFacts {
+            name: node.vertex().name.clone(),
+            digests: exec.keys.digests.clone(),
+            output: exec.wanted.first().copied().unwrap_or_default(),
+            forced: exec.forced,
+            inputs: exec.keys.inputs.iter().zip(&node.inputs).map(input).collect(),
+        })
     }
 
     fn exec_mut(&mut self, id: WorkId) -> Option<&mut Exec> {

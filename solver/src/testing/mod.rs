@@ -4,6 +4,7 @@
 mod conformance;
 mod memory_keys;
 mod memory_source;
+mod memos;
 mod oracle;
 mod random;
 mod script;
@@ -13,6 +14,7 @@ mod source_conformance;
 pub use crate::testing::conformance::conformance;
 pub use crate::testing::memory_keys::MemoryKeys;
 pub use crate::testing::memory_source::MemorySource;
+pub use crate::testing::memos::memo_conformance;
 pub use crate::testing::oracle::Oracle;
 #[cfg(test)]
 pub(crate) use crate::testing::oracle::{context as oracle_context, now as oracle_now};
