@@ -84,8 +84,7 @@ impl Lender {
         let mut tried = HashSet::new();
         let mut last = None;
         let mut next = first.map(str::to_owned);
-        loop {
-            let Some(id) = next.take().or_else(|| self.next(&tried)) else { break };
+        while let Some(id) = next.take().or_else(|| self.next(&tried)) {
             let outcome = match self.sessions.get(&id, APPEAR_TIMEOUT).await {
                 Ok(session) => work(session).await,
                 Err(error) => Err(error.into()),
