@@ -256,7 +256,7 @@ impl CatalogueKeys {
 
 impl Ref {
     /// Whether it or something it stands on has lost its data.
-    fn has_lost_part(&self) -> bool {
+    pub fn has_lost_part(&self) -> bool {
         self.0.state().lost || self.stack().iter().any(|layer| layer.0.state().lost)
     }
 

@@ -16,6 +16,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod compare;
 mod contenthash;
 mod db;
 mod error;

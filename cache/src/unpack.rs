@@ -208,7 +208,7 @@ async fn extract(
     };
     let id = SnapshotId::new(RecordId::random().as_str())?;
     let directory = inner.snapshotter().staging(&id).await?;
-    let staged = Staged { inner: Arc::clone(inner), id: id.clone(), done: false };
+    let staged = Staged::new(inner, &id);
     let watch = Arc::new(Watch::default());
     let _stop = StopOnDrop(Arc::clone(&watch));
     let reader = WatchedReader { inner: file, watch: Arc::clone(&watch) };
@@ -225,7 +225,7 @@ async fn extract(
         phase,
     };
     provider.progress(progress(LayerPhase::Extracting));
-    let (applied, mut staged) = loop {
+    let (applied, staged) = loop {
         tokio::select! {
             outcome = &mut unpacking => break outcome?,
             () = tokio::time::sleep(PROGRESS) => provider.progress(progress(LayerPhase::Extracting)),
@@ -238,8 +238,7 @@ async fn extract(
             got: applied.diff_id.to_string(),
         });
     }
-    let usage = inner.snapshotter().publish(&id).await?;
-    staged.done = true;
+    let usage = staged.publish().await?;
     provider.progress(progress(LayerPhase::Done));
     Ok((id, usage))
 }
@@ -282,10 +281,23 @@ impl Read for WatchedReader {
 }
 
 /// Removes a staged directory that was not published.
-struct Staged {
+pub(crate) struct Staged {
     inner: Arc<Inner>,
     id: SnapshotId,
     done: bool,
+}
+
+impl Staged {
+    pub(crate) fn new(inner: &Arc<Inner>, id: &SnapshotId) -> Self {
+        Self { inner: Arc::clone(inner), id: id.clone(), done: false }
+    }
+
+    /// Makes it a snapshot that stays.
+    pub(crate) async fn publish(mut self) -> Result<kiln_snapshot::Usage> {
+        let usage = self.inner.snapshotter().publish(&self.id).await?;
+        self.done = true;
+        Ok(usage)
+    }
 }
 
 impl Drop for Staged {

@@ -108,7 +108,7 @@ fn details(error: &Error) -> Vec<Detail> {
         Error::Solve { sources, source } => {
             let mut details: Vec<Detail> = sources.iter().map(place).collect();
             details.extend(source.vertex().map(|v| Detail::Vertex { digest: v.to_string() }));
-            details.extend(exit(source));
+            details.extend(within(source));
             details
         }
         Error::Vertex { vertex, sources, .. } => {
@@ -147,10 +147,14 @@ fn place(source: &ErrorSource) -> Detail {
     Detail::Source { info: source.info.clone(), ranges: source.ranges.clone() }
 }
 
-fn exit(error: &SolveError) -> Option<Detail> {
-    let SolveError::Vertex { source, .. } = error else { return None };
-    match source.inner().downcast_ref::<ExecError>()? {
-        ExecError::Exit { code, .. } => Some(Detail::Exit { code: code.cast_unsigned() }),
-        _ => None,
+/// What the error of a vertex itself tells: how a process ended, or all about a step of a build within it.
+fn within(error: &SolveError) -> Vec<Detail> {
+    let SolveError::Vertex { source, .. } = error else { return Vec::new() };
+    if let Some(nested) = source.inner().downcast_ref::<Error>() {
+        return details(nested);
+    }
+    match source.inner().downcast_ref::<ExecError>() {
+        Some(ExecError::Exit { code, .. }) => vec![Detail::Exit { code: code.cast_unsigned() }],
+        _ => Vec::new(),
     }
 }

@@ -148,7 +148,7 @@ impl Engine {
         let exporters = export::resolve(&self.inner.tools, &request)?;
         let (caches, caches_left_out) = caches::resolve(&self.inner.worker, &request)?;
         let left_out = attestations(&request)?;
-        let info = Arc::new(JobInfo { session_id: request.session_id.clone() });
+        let info = Arc::new(JobInfo { session_id: request.session_id.clone(), ..JobInfo::default() });
         let context: JobContext = info.clone();
         let job = self
             .inner
@@ -173,6 +173,8 @@ impl Engine {
             imports: Mutex::default(),
             kept: Mutex::default(),
         });
+        // The job was made a moment ago: nobody has set it before.
+        let _unset = state.info.build.set(Arc::downgrade(&state));
         let _registered = self.register(&state);
         let bridge = BuildBridge { state: state.clone() };
         let attestations = left_out

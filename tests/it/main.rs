@@ -7,6 +7,7 @@ mod exporters;
 mod hostile;
 mod images;
 mod kiln;
+mod llb;
 mod reasons;
 mod registries;
 mod remote_cache;

@@ -118,7 +118,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -183,7 +183,7 @@ fn lock(log: &Mutex<String>) -> MutexGuard<'_, String> {
 
 /// A directory that a build wrote.
 pub(crate) struct Built {
-    dir: TempDir,
+    pub(crate) dir: TempDir,
     pub(crate) log: String,
 }
 
@@ -216,7 +216,7 @@ impl Image {
         Self::copy(tempfile::tempdir()?, source)
     }
 
-    fn copy(dir: TempDir, source: &str) -> Result<Self> {
+    pub(crate) fn copy(dir: TempDir, source: &str) -> Result<Self> {
         let to = format!("oci:{}:it", dir.path().join("layout").display());
         run("skopeo", &["copy", "--quiet", "--insecure-policy", "--src-tls-verify=false", source, &to])?;
         Ok(Self { dir })

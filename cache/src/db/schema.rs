@@ -18,7 +18,8 @@ CREATE TABLE meta (
 
 INSERT INTO meta (key, value) VALUES ('epoch', 1), ('synced', 0);
 
--- kind: 0 layer, 1 merge, 2 diff. snapshot: NULL when a layer is not unpacked, and for merge and diff.
+-- kind: 0 layer, 1 merge, 2 diff, 3 diff found by comparing, which is a layer of its own.
+-- snapshot: NULL when a layer is not unpacked, and for merge and diff.
 -- size and inodes: NULL when not measured. dirty: a mutable record is being written to.
 -- changed: the epoch in which its data was last written; epochs up to meta.synced are safe against a power loss.
 -- Times are nanoseconds since 1970, UTC.

@@ -50,10 +50,14 @@ pub(crate) async fn unlazy_all(
     }
 }
 
-/// A read-only mount of a state; of none, an error of the caller's.
-pub(crate) async fn view(state: Option<&Ref>, provider: &Provider) -> Result<Mount, OpError> {
+/// A read-only mount of a state, of the input of this index if it is one; of none, an error of the caller's.
+pub(crate) async fn view(
+    state: Option<&Ref>,
+    provider: &Provider,
+    input: Option<usize>,
+) -> Result<Mount, OpError> {
     let state = state.ok_or_else(|| OpError::failed("an empty state cannot be mounted"))?;
-    state.mount(provider).await.map_err(|e| lost_or_failed(e, None))
+    state.mount(provider).await.map_err(|e| lost_or_failed(e, input))
 }
 
 /// The content key of one input, for ops whose keys say which parts matter.

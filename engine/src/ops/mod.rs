@@ -5,6 +5,7 @@ pub(crate) mod common;
 mod exec;
 mod explained;
 mod file;
+pub(crate) mod nested;
 pub(crate) mod source;
 
 use std::sync::Arc;
@@ -25,18 +26,15 @@ use crate::worker::Worker;
 /// Says in an index that there is no input.
 const NO_INPUT: i64 = -1;
 
-/// Puts ops of the worker behind the vertices of a loaded definition.
+/// Puts ops of the worker behind the vertices of a loaded definition, which is solved within `depth` other builds.
 pub(crate) fn graph(
     worker: &Arc<Worker>,
     loaded: &LoadedGraph,
     resolutions: &Arc<Resolutions>,
+    depth: u32,
 ) -> Result<Graph> {
-    let pruned: Vec<String> = loaded.pruned_cache_ids.keys().cloned().collect();
-    let vertices = loaded
-        .vertices
-        .iter()
-        .map(|v| vertex(worker, v, resolutions, &pruned))
-        .collect::<Result<Vec<_>>>()?;
+    let vertices = loaded.vertices.iter().map(|v| vertex(worker, v, resolutions, depth));
+    let vertices = vertices.collect::<Result<Vec<_>>>()?;
     Graph::new(vertices).map_err(|e| Error::request(e.to_string()))
 }
 
@@ -50,7 +48,7 @@ fn vertex(
     worker: &Arc<Worker>,
     vertex: &LoadedVertex,
     resolutions: &Arc<Resolutions>,
-    pruned: &[String],
+    depth: u32,
 ) -> Result<Vertex> {
     let options = VertexOptions {
         ignore_cache: vertex.ignore_cache,
@@ -69,7 +67,7 @@ fn vertex(
         op: explained(
             worker,
             vertex,
-            op(worker, vertex, resolutions, pruned).map_err(|error| of_vertex(vertex, error))?,
+            op(worker, vertex, resolutions, depth).map_err(|error| of_vertex(vertex, error))?,
         ),
         options,
     })
@@ -99,14 +97,11 @@ fn op(
     worker: &Arc<Worker>,
     vertex: &LoadedVertex,
     resolutions: &Arc<Resolutions>,
-    pruned: &[String],
+    depth: u32,
 ) -> Result<Arc<dyn Op>> {
     let key = || -> Result<OpKey> {
         let found = keys::op_key(&vertex.op).map_err(|e| Error::request(e.to_string()))?;
         found.ok_or_else(|| Error::request(format!("`{}` has no cache key", vertex.name)))
-    };
-    let unsupported = |what: &str| {
-        Error::request(format!("{what} operations are not supported yet (step `{}`)", vertex.name))
     };
     let combine = |combination| -> Result<Arc<dyn Op>> {
         Ok(Arc::new(CombineOp {
@@ -127,7 +122,7 @@ fn op(
             op: op.clone(),
             key: key()?,
             resources: vertex.linux_resources.clone(),
-            pruned_caches: if vertex.ignore_cache { pruned.to_vec() } else { Vec::new() },
+            vertex: VertexDigest(vertex.digest.digest()),
         }),
         Some(Kind::File(op)) => Arc::new(file::FileOp {
             worker: worker.clone(),
@@ -141,7 +136,10 @@ fn op(
             upper: op.upper.is_some_and(|u| u.input != NO_INPUT),
         })?,
         Some(Kind::Passthrough(op)) => combine(Combination::Passthrough { outputs: op.outputs.clone() })?,
-        Some(Kind::Build(_)) => return Err(unsupported("nested build")),
-        None => return Err(unsupported("unknown")),
+        Some(Kind::Build(op)) => {
+            let inputs = vertex.inputs.len();
+            Arc::new(nested::BuildOp::new(worker, op, key()?, inputs, depth)?)
+        }
+        None => return Err(Error::request(format!("step `{}` has no operation", vertex.name))),
     })
 }

@@ -175,6 +175,7 @@ impl Scheduler {
             }
             return;
         }
+        self.settle_known(id, effects);
         let contents = if self.nodes[id].hopeless { Vec::new() } else { self.useful_contents(id) };
         if contents.is_empty() {
             self.settle(id, Level::Slow, effects);

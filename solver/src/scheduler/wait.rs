@@ -108,6 +108,20 @@ impl Scheduler {
         }
     }
 
+    /// Marks the outputs whose keys were found as known: who asks for keys needs no contents on top.
+    pub(super) fn settle_known(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
+        let mut changed = Vec::new();
+        for out in self.nodes[id].outs.iter_mut().filter(|out| out.unsatisfied() && !out.ids.is_empty()) {
+            if out.settled < Level::Slow {
+                out.settled = Level::Slow;
+                changed.push(out.output);
+            }
+        }
+        for output in changed {
+            self.notify(id, output, effects);
+        }
+    }
+
     /// Tells those who waited for no more of an output than is known now.
     pub(super) fn notify(&mut self, id: NodeId, output: OutputIndex, effects: &mut Vec<Effect>) {
         let out = self.nodes[id].out_mut(output);
