@@ -121,7 +121,8 @@ pub(crate) fn forget(places: &Places, id: &SnapshotId) -> Result<()> {
 
 /// How many layers the lowest run of a stack has.
 fn run_length(ids: &[SnapshotId]) -> usize {
-    let end = ids.iter().take(MAX_RUN).skip(1).position(|id| hash(id.as_str().as_bytes()).is_multiple_of(RUN_ENDS));
+    let end =
+        ids.iter().take(MAX_RUN).skip(1).position(|id| hash(id.as_str().as_bytes()).is_multiple_of(RUN_ENDS));
     end.map_or(ids.len().min(MAX_RUN), |end| end + 2)
 }
 

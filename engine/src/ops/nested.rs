@@ -152,7 +152,8 @@ fn parse(op: &pb::BuildOp, inputs: usize) -> Result<(usize, String)> {
         return Err(Error::request("only LLB builder is currently allowed"));
     }
     let input = op.inputs.get(DEFINITION);
-    let input = input.ok_or_else(|| Error::request(format!("no llb definition input {DEFINITION} found")))?.input;
+    let input =
+        input.ok_or_else(|| Error::request(format!("no llb definition input {DEFINITION} found")))?.input;
     let index = usize::try_from(input).ok().filter(|index| *index < inputs);
     let index = index.ok_or_else(|| Error::request(format!("invalid build input index {input}")))?;
     let filename = op.attrs.get(FILENAME).filter(|name| !name.is_empty());
