@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use kiln_api::errdetails::{self, Detail};
 use kiln_engine::{Error, ExecError};
 use kiln_frontend::{Error as FrontendError, ErrorKind, ErrorSource};
-use kiln_solver::{OpError, SolveError};
+use kiln_solver::{LimitExceeded, OpError, SolveError};
 use tonic::{Code, Status};
 
 /// The status of a failed build.
@@ -27,6 +27,8 @@ fn code(error: &Error) -> Code {
     match error {
         Error::Cancelled | Error::Solve { source: SolveError::Cancelled, .. } => Code::Cancelled,
         Error::NoSuchJob { .. } => Code::NotFound,
+        Error::TimeLimit(_) => Code::DeadlineExceeded,
+        other if limit_exceeded(other) => Code::DeadlineExceeded,
         Error::Frontend(error) => frontend_code(error),
         other => os_code(other).unwrap_or(Code::Unknown),
     }
@@ -41,6 +43,18 @@ fn frontend_code(error: &FrontendError) -> Code {
         }
         (_, error) => os_code(error).unwrap_or(Code::Unknown),
     }
+}
+
+/// Whether a step has run into a limit of time.
+fn limit_exceeded(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<LimitExceeded>() {
+            return true;
+        }
+        next = inner(error);
+    }
+    false
 }
 
 /// A full disk or a failing one says so wherever in the chain it happened.

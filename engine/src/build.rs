@@ -80,6 +80,7 @@ impl BuildState {
         let mut loaded =
             load::load(definition, &options).await.map_err(|error| not_loaded(definition, error))?;
         ops::nested::set_apart(&mut loaded, depth);
+        ops::set_apart_directories(&mut loaded, &self.info.session_id);
         let graph =
             ops::graph(&self.worker, &loaded, &self.resolutions, depth).map_err(|error| match error {
                 Error::Vertex { vertex, message, .. } => {

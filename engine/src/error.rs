@@ -131,6 +131,9 @@ pub enum Error {
     /// An export failed.
     #[error("{0}")]
     Export(#[source] BoxError),
+    /// The build took longer than it may.
+    #[error(transparent)]
+    TimeLimit(kiln_solver::LimitExceeded),
     /// No such build.
     #[error("no such job {id}")]
     NoSuchJob {

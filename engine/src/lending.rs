@@ -52,7 +52,7 @@ impl Lending {
 
     /// A secret; `None` if no waiting client has it.
     pub(crate) async fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, OpError> {
-        let asked = self.lender.any(|session| async move {
+        let asked = self.lender.soonest(|session| async move {
             match kiln_session::secrets::get(&session, id).await {
                 Ok(Some(data)) => Ok(data),
                 // The next client may have it.
@@ -64,7 +64,7 @@ impl Lending {
             Ok(data) => Ok(Some(data)),
             Err(Asked::Absent) => Ok(None),
             Err(Asked::Failed(error)) if error.is_absent() => Ok(None),
-            Err(Asked::Failed(error)) => Err(OpError::failed(error)),
+            Err(Asked::Failed(error)) => Err(OpError::not_lent(error)),
         }
     }
 

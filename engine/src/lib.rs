@@ -18,6 +18,7 @@ mod export;
 pub mod fileop;
 pub mod keys;
 mod lending;
+mod limits;
 pub mod load;
 mod ops;
 mod reference;
@@ -28,6 +29,7 @@ mod worker;
 pub use crate::build::BuildBridge;
 pub use crate::engine::{BuildRequest, BuildResponse, CacheSpec, Engine, ExporterSpec};
 pub use crate::error::{BoxError, Error, ExecError, Result};
+pub use crate::limits::BuildLimits;
 pub use crate::reference::SolvedRef;
 pub use crate::worker::Worker;
 

@@ -24,7 +24,9 @@ mod scheduler;
 pub mod testing;
 mod vertex;
 
-pub use crate::driver::{CachedResult, Job, JobKeys, Solver, SolverOptions};
+pub use crate::driver::{
+    CachedResult, Job, JobKeys, LimitExceeded, LimitKind, Solver, SolverOptions, TimeLimits,
+};
 pub use crate::error::{Error, OpError, OpErrorKind, Result, SolveError};
 pub use crate::key::{KeyDigest, KeyId, ParseKeyError};
 pub use crate::key_graph::{KeyGraph, KeyInput, KeyNode, KeyNodeIndex, KeyOrigin, ResultKey};

@@ -118,6 +118,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Starts one.
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
@@ -350,6 +351,11 @@ pub(crate) fn processes_with(text: &str) -> Result<Vec<u32>> {
         }
     }
     Ok(found)
+}
+
+/// Sends a signal, by its short name, to a process.
+pub(crate) fn signal(name: &str, pid: u32) -> Result<()> {
+    run("kill", &["-s", name, &pid.to_string()]).map(drop)
 }
 
 /// A text that no other run of any test has.

@@ -84,8 +84,15 @@ pub(crate) async fn content_key(
 pub(crate) fn lost_or_failed(error: kiln_cache::Error, input: Option<usize>) -> OpError {
     match input {
         Some(input) if error.is_lost() => OpError::lost_input(input, error),
+        _ if is_of_lender(&error) => OpError::not_lent(error),
         _ => OpError::failed(error),
     }
+}
+
+/// Whether a layer could not be fetched for want of what another client may be able to lend.
+fn is_of_lender(error: &kiln_cache::Error) -> bool {
+    let kiln_cache::Error::Fetch { source, .. } = error else { return false };
+    source.downcast_ref::<kiln_source::Error>().is_some_and(kiln_source::Error::is_of_lender)
 }
 
 /// Runs blocking work off the runtime.

@@ -105,7 +105,7 @@ impl ExecOp {
             let value = match lending.secret(&secret.id).await? {
                 Some(data) => String::from_utf8_lossy(&data).into_owned(),
                 None if secret.optional => String::new(),
-                None => return Err(OpError::failed(ExecError::SecretNotFound { id: secret.id.clone() })),
+                None => return Err(OpError::not_lent(ExecError::SecretNotFound { id: secret.id.clone() })),
             };
             env.push(format!("{}={value}", secret.name));
         }

@@ -10,6 +10,7 @@ pub(crate) mod source;
 
 use std::sync::Arc;
 
+use kiln_digest::Digest;
 use kiln_llb::pb::op::Op as Kind;
 use kiln_solver::{
     Edge, Graph, Op, OutputIndex, ProgressGroup, Vertex, VertexDigest, VertexIndex, VertexOptions,
@@ -79,6 +80,20 @@ fn explained(worker: &Arc<Worker>, vertex: &LoadedVertex, inner: Arc<dyn Op>) ->
         None | Some(Kind::Source(_)) => inner,
         Some(_) => {
             Arc::new(Explained { inner, definition: Arc::clone(&vertex.op), worker: Arc::clone(worker) })
+        }
+    }
+}
+
+/// Tells the directories of whichever client asks from each other: clients with equal definitions are not given each
+/// other's files.
+pub(crate) fn set_apart_directories(graph: &mut LoadedGraph, session: &str) {
+    for vertex in &mut graph.vertices {
+        if let Some(Kind::Source(op)) = &vertex.op.op
+            && op.identifier.starts_with("local://")
+            && op.attrs.get("local.session").is_none_or(String::is_empty)
+        {
+            let digest = vertex.digest.digest();
+            vertex.digest = Digest::of(format!("{digest} {session}")).into();
         }
     }
 }

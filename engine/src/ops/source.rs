@@ -132,12 +132,15 @@ impl Op for SourceOp {
     }
 }
 
-async fn cancellable<T, E>(cx: &OpContext, work: impl Future<Output = Result<T, E>>) -> Result<T, OpError>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
+async fn cancellable<T>(
+    cx: &OpContext,
+    work: impl Future<Output = kiln_source::Result<T>>,
+) -> Result<T, OpError> {
     tokio::select! {
-        done = work => done.map_err(OpError::failed),
+        done = work => done.map_err(|error| match error.is_of_lender() {
+            true => OpError::not_lent(error),
+            false => OpError::failed(error),
+        }),
         () = cx.cancel.cancelled() => Err(OpError::cancelled()),
     }
 }

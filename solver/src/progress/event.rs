@@ -9,6 +9,9 @@ use crate::outcome::Outcome;
 use crate::reason::Miss;
 use crate::vertex::{ProgressGroup, VertexDigest};
 
+/// The error of a vertex that nobody waits for any more.
+pub(crate) const CANCELED: &str = "context canceled";
+
 /// One thing that happened in a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

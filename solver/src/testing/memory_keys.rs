@@ -72,6 +72,19 @@ impl MemoryKeys {
         by_address.retain(|_, id| results.contains_key(id));
     }
 
+    /// Forgets what is valid in one daemon only, as a restart does.
+    pub fn forget_random(&self) {
+        let mut store = self.lock();
+        store.keys.retain(|key| !key.is_random());
+        store.records.retain(|key, _| !key.is_random());
+        store.links.retain(|(from, link), _| !from.key.is_random() && !link.digest.is_random());
+    }
+
+    /// Returns whether a record's result is there.
+    pub fn has(&self, record: &RecordId) -> bool {
+        self.lock().results.contains_key(record)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Store> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -17,8 +17,10 @@ pub use crate::testing::memory_source::MemorySource;
 pub use crate::testing::memos::memo_conformance;
 pub use crate::testing::oracle::Oracle;
 #[cfg(test)]
-pub(crate) use crate::testing::oracle::{context as oracle_context, now as oracle_now};
+pub(crate) use crate::testing::oracle::{
+    context as oracle_context, expected as oracle_expected, now as oracle_now,
+};
 pub use crate::testing::random::{GraphSpec, Rng, VertexSpec};
 pub use crate::testing::script::{Script, ScriptOp, Value};
-pub use crate::testing::simulation::{Disturbances, Report, simulate};
+pub use crate::testing::simulation::{Disturbances, Report, Summary, replay, simulate, simulate_many};
 pub use crate::testing::source_conformance::{SourceEntry, source_conformance};

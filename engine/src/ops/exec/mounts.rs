@@ -187,7 +187,7 @@ impl<'a> StepMounts<'a> {
                 Ok(())
             }
             None if options.optional => Ok(()),
-            None => Err(OpError::failed(ExecError::SecretNotFound { id: options.id.clone() })),
+            None => Err(OpError::not_lent(ExecError::SecretNotFound { id: options.id.clone() })),
         }
     }
 
