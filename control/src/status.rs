@@ -7,16 +7,20 @@ use kiln_api::pb;
 use kiln_solver::{ProgressEvent, Stream};
 
 use crate::convert::timestamp;
+use crate::reason;
 
-/// A response is ended after the log entry that takes it over this many bytes.
-const MAX_LOG_BYTES: usize = 1 << 20;
+/// A response is ended after the event that takes it over this many bytes: messages of the wire are limited.
+const MAX_BYTES: usize = 1 << 20;
+/// Bytes of a digest as text, with what it takes in a message.
+const DIGEST_TEXT: usize = 75;
 
 /// Turns a batch of events into responses of bounded size. Vertices come by start time, unstarted ones first.
 pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
     let mut all = Vec::new();
     let mut response = StatusResponse::default();
-    let mut log_bytes = 0;
+    let mut bytes = 0;
     for event in events {
+        bytes += size(event);
         match &**event {
             ProgressEvent::Vertex(event) => response.vertexes.push(Vertex {
                 digest: event.digest.to_string(),
@@ -31,6 +35,7 @@ pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
                     name: g.name.clone(),
                     weak: g.weak,
                 }),
+                reason: reason::of(event),
             }),
             ProgressEvent::Status(event) => response.statuses.push(VertexStatus {
                 id: event.id.clone(),
@@ -43,7 +48,6 @@ pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
                 completed: event.completed.map(timestamp),
             }),
             ProgressEvent::Log(event) => {
-                log_bytes += event.data.len();
                 response.logs.push(VertexLog {
                     vertex: event.vertex.to_string(),
                     timestamp: Some(timestamp(event.timestamp)),
@@ -77,12 +81,22 @@ pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
             }),
             _ => {}
         }
-        if log_bytes > MAX_LOG_BYTES {
+        if bytes > MAX_BYTES {
             all.push(std::mem::take(&mut response));
-            log_bytes = 0;
+            bytes = 0;
         }
     }
     all.push(response);
     all.retain(|r| *r != StatusResponse::default());
     all
+}
+
+/// About how large an event is in a message.
+fn size(event: &ProgressEvent) -> usize {
+    match event {
+        ProgressEvent::Vertex(event) => DIGEST_TEXT * (1 + event.inputs.len()) + event.name.len(),
+        ProgressEvent::Log(event) => event.data.len(),
+        ProgressEvent::Warning(event) => event.data.len(),
+        _ => 0,
+    }
 }

@@ -23,7 +23,7 @@ use kiln_llb::{RawOp, VertexDigest, pb};
 use prost::Message as _;
 
 pub use crate::load::entitlements::{Entitlements, GrantedEntitlements};
-pub use crate::load::error::LoadError;
+pub use crate::load::error::{LoadError, Located};
 pub use crate::load::identifier::canonical_identifier;
 pub use crate::load::options::{LoadOptions, PolicyError, SourcePolicy};
 
@@ -281,9 +281,15 @@ fn assemble(
                     *seen = true;
                 }
                 let Some(draft) = drafts.get_mut(at).and_then(Option::as_mut) else { continue };
-                validate::op(&draft.op)?;
-                options::apply(draft, options, &mut default_platform, &mut pruned_cache_ids)?;
-                names::check(&draft.op)?;
+                let checked = validate::op(&draft.op)
+                    .and_then(|()| {
+                        options::apply(draft, options, &mut default_platform, &mut pruned_cache_ids)
+                    })
+                    .and_then(|()| names::check(&draft.op));
+                if let Err(error) = checked {
+                    let vertex = digest_of.get(&at).copied().unwrap_or(draft.sent);
+                    return Err(LoadError::At(Box::new(Located { vertex, sent: draft.sent, error })));
+                }
                 stack.push(Step::Leave(at));
                 let inputs: Vec<usize> =
                     draft.op.inputs.iter().map(|input| find(&input.digest)).collect::<Result<_, _>>()?;

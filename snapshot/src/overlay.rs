@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::flatten;
 use crate::mount::Mount;
 use crate::mount_table::detach_below;
+use crate::skeleton;
 use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
 use crate::usage::measure;
 
@@ -19,8 +20,8 @@ use crate::usage::measure;
 /// Under its root: `active/<id>/{fs,work}`, `committed/<id>/fs`, `staging/<id>/fs`, `merged/<key>/fs` (see
 /// below), and `trash`, where what is to go waits for it. Each appears and disappears by one rename.
 ///
-/// Overlayfs stacks 500 directories. Of deeper stacks the bottom is merged, by hard links, into one directory
-/// that is kept until one of its snapshots is removed.
+/// Overlayfs stacks 500 directories. Of deeper stacks runs of layers are merged, by hard links, into one directory
+/// each, which is kept until one of its snapshots is removed.
 #[derive(Clone, Debug)]
 pub struct OverlaySnapshotter {
     places: Arc<Places>,
@@ -38,9 +39,15 @@ impl OverlaySnapshotter {
             std::fs::create_dir_all(&dir).map_err(|source| Error::io("make directory", &dir, source))?;
         }
         detach_below(&root)?;
-        let places = Arc::new(Places { root, trashed: AtomicU64::new(0) });
+        let merged = flatten::load(&root.join("merged"))?;
+        let places = Arc::new(Places { root, merged, trashed: AtomicU64::new(0) });
         places.discard_leftovers()?;
         Ok(Self { places })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
     }
 
     async fn blocking<T: Send + 'static>(
@@ -76,6 +83,11 @@ impl Snapshotter for OverlaySnapshotter {
     async fn commit(&self, id: &SnapshotId) -> Result<Usage> {
         let id = id.clone();
         self.blocking(move |places| places.commit(&id)).await
+    }
+
+    async fn skeleton(&self, layers: &[SnapshotId]) -> Result<Option<SnapshotId>> {
+        let layers = layers.to_vec();
+        self.blocking(move |places| skeleton::make(places, &layers)).await
     }
 
     async fn reopen(&self, id: &SnapshotId) -> Result<()> {
@@ -125,13 +137,14 @@ impl Snapshotter for OverlaySnapshotter {
 #[derive(Debug)]
 pub(crate) struct Places {
     root: PathBuf,
+    pub(crate) merged: flatten::Merged,
     trashed: AtomicU64,
 }
 
 impl Places {
     fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
         // Checked first, so that a missing layer leaves nothing behind.
-        let lowers = self.lower_dirs(lowers)?;
+        let lowers = flatten::lower_dirs(self, lowers)?;
         if self.dir("committed", id).exists() {
             return Err(Error::Exists { id: id.clone() });
         }
@@ -157,11 +170,11 @@ impl Places {
         if !active.join("fs").is_dir() {
             return Err(Error::NotFound { id: id.clone() });
         }
-        Ok(active_mount(&active, self.lower_dirs(lowers)?))
+        Ok(active_mount(&active, flatten::lower_dirs(self, lowers)?))
     }
 
     fn view(&self, lowers: &[SnapshotId]) -> Result<Mount> {
-        let mut lowers = self.lower_dirs(lowers)?;
+        let mut lowers = flatten::lower_dirs(self, lowers)?;
         Ok(match lowers.len() {
             0 => Mount::Bind { source: self.root.join("empty"), read_only: true },
             1 => Mount::Bind { source: lowers.remove(0), read_only: true },
@@ -174,7 +187,7 @@ impl Places {
         if !active.join("fs").is_dir() {
             return Err(Error::NotFound { id: id.clone() });
         }
-        let usage = measure(&active.join("fs"))?;
+        let usage = skeleton::survey(&active)?;
         let committed = self.dir("committed", id);
         self.rename_new(&active, &committed, id)?;
         // From here on it is committed; the work directory is only litter.
@@ -218,7 +231,7 @@ impl Places {
         if self.dir("active", id).exists() {
             return Err(Error::Exists { id: id.clone() });
         }
-        let usage = measure(&staging.join("fs"))?;
+        let usage = skeleton::survey(&staging)?;
         self.rename_new(&staging, &self.dir("committed", id), id)?;
         Ok(usage)
     }
@@ -245,13 +258,14 @@ impl Places {
         Ok(ids)
     }
 
-    /// The directory of a committed snapshot.
+    /// The directory of a committed snapshot, or of a skeleton.
     pub(crate) fn committed(&self, id: &SnapshotId) -> Result<PathBuf> {
-        let dir = self.dir("committed", id).join("fs");
+        let kind = if skeleton::is_one(id) { "merged" } else { "committed" };
+        let dir = self.dir(kind, id).join("fs");
         if dir.is_dir() { Ok(dir) } else { Err(Error::NotFound { id: id.clone() }) }
     }
 
-    pub(crate) fn merged(&self) -> PathBuf {
+    pub(crate) fn merged_dir(&self) -> PathBuf {
         self.root.join("merged")
     }
 
@@ -279,11 +293,6 @@ impl Places {
         let mut dir = self.root.join(kind);
         dir.push(id.as_str());
         dir
-    }
-
-    fn lower_dirs(&self, lowers: &[SnapshotId]) -> Result<Vec<PathBuf>> {
-        let dirs = lowers.iter().map(|id| self.committed(id)).collect::<Result<Vec<_>>>()?;
-        flatten::shorten(self, lowers, dirs)
     }
 
     fn rename_new(&self, from: &Path, to: &Path, id: &SnapshotId) -> Result<()> {
