@@ -7,6 +7,7 @@
 mod answer;
 mod changes;
 mod header;
+mod listing;
 mod select;
 mod selector;
 mod store;
@@ -17,6 +18,7 @@ pub use self::answer::nil_content_digest;
 pub(crate) use self::answer::{Trees, transferred};
 pub use self::changes::{ChangeLog, ContentChange};
 pub use self::header::{ContentHeader, EntryKind};
+pub use self::listing::ListingChange;
 pub use self::selector::ContentSelector;
 pub(crate) use self::tree::Tree;
 

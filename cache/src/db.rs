@@ -5,6 +5,7 @@
 
 pub(crate) mod bulk;
 pub(crate) mod keys;
+pub(crate) mod memos;
 pub(crate) mod rows;
 mod schema;
 

@@ -9,18 +9,20 @@ use std::{
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use kiln_solver::{
-    Backlink, CacheKeys, CacheRecord, KeyAndSelector, KeyDigest, KeyId, Lookup, NewKey, Origin, OutputIndex,
-    ResultRef, ResultValue,
+    Backlink, CacheKeys, CacheRecord, GoneWhy, KeyAndSelector, KeyDigest, KeyId, Lookup, Memo, NewKey,
+    Origin, OutputIndex, Remembered, ResultRef, ResultValue, Wanted,
 };
 use rusqlite::{Connection, Transaction};
 
 use crate::{
     CacheManager, Error, RecordId, Ref, Result,
     db::{
+        self,
         keys::{self, Link},
         rows,
     },
     manager::Inner,
+    memos,
     reference::{mark_published, publish},
 };
 
@@ -89,17 +91,29 @@ impl CacheKeys for CatalogueKeys {
     }
 
     async fn save(&self, keys: &[NewKey], result: Option<&ResultRef>) -> kiln_solver::Result<Vec<KeyId>> {
+        self.save_with(keys, result, None).await
+    }
+
+    async fn save_with(
+        &self,
+        keys: &[NewKey],
+        result: Option<&ResultRef>,
+        memo: Option<&Memo>,
+    ) -> kiln_solver::Result<Vec<KeyId>> {
         let save = Save::new(result)?;
-        let keys = keys.to_vec();
+        let (keys, memo) = (keys.to_vec(), memo.cloned());
         let now = rows::nanos(SystemTime::now());
         let saved = self.0.db().write_then(
             move |transaction| {
                 publish(transaction, &save.pending)?;
                 let mut ids = Vec::with_capacity(keys.len());
                 for key in &keys {
-                    let id = add(transaction, key)?;
+                    let id = add(transaction, key, memo.as_ref())?;
                     if let Some(record) = &save.record {
                         keys::add_result(transaction, id.as_str(), record, now)?;
+                        if let Some(memo) = &memo {
+                            memos::save(transaction, &id, key, memo, now)?;
+                        }
                     }
                     ids.push(id);
                 }
@@ -108,6 +122,15 @@ impl CacheKeys for CatalogueKeys {
             |(_ids, save)| mark_published(&save.pending),
         );
         Ok(saved.await?.0)
+    }
+
+    fn near(&self, wanted: &Wanted<'_>) -> kiln_solver::Result<Vec<Remembered>> {
+        Ok(self.0.db().read(|connection| memos::near(connection, wanted))?)
+    }
+
+    fn listing(&self, key: &KeyId, input: usize) -> kiln_solver::Result<Option<Vec<u8>>> {
+        let input = i64::try_from(input).unwrap_or(i64::MAX);
+        Ok(self.0.db().read(|connection| db::memos::listing(connection, key.as_str(), input))?)
     }
 
     async fn link(&self, key: &NewKey, to: &KeyId) -> kiln_solver::Result<()> {
@@ -145,7 +168,7 @@ impl CacheKeys for CatalogueKeys {
                             way.key = ours.clone();
                         }
                     }
-                    let id = add(transaction, &key)?;
+                    let id = add(transaction, &key, None)?;
                     names.insert(theirs, id.clone());
                     ids.push(id);
                 }
@@ -228,7 +251,7 @@ impl CatalogueKeys {
             .db()
             .write(move |transaction| {
                 if rows::seq_of(transaction, &id)?.is_none() {
-                    keys::release_results(transaction, &id)?;
+                    keys::release_results(transaction, &id, GoneWhy::Lost)?;
                 }
                 Ok(())
             })
@@ -238,7 +261,7 @@ impl CatalogueKeys {
 
 impl Ref {
     /// Whether it or something it stands on has lost its data.
-    fn has_lost_part(&self) -> bool {
+    pub fn has_lost_part(&self) -> bool {
         self.0.state().lost || self.stack().iter().any(|layer| layer.0.state().lost)
     }
 
@@ -303,20 +326,24 @@ fn find(
 }
 
 /// Makes a key known, with all its links; returns its name.
-fn add(transaction: &Transaction<'_>, key: &NewKey) -> Result<KeyId> {
-    let id = name(transaction, key)?;
+fn add(transaction: &Transaction<'_>, key: &NewKey, memo: Option<&Memo>) -> Result<KeyId> {
+    let id = name(transaction, key, memo)?;
     keys::add_key(transaction, id.as_str())?;
     for_each_link(key, |from, link| keys::add_link(transaction, from, link, id.as_str()))?;
     Ok(id)
 }
 
-/// The name under which a key is saved: its root, the first found, or a new one.
-fn name(transaction: &Transaction<'_>, key: &NewKey) -> Result<KeyId> {
+/// The name under which a key is saved: its root, the first found, the one it has had before, or a new one.
+fn name(transaction: &Transaction<'_>, key: &NewKey, memo: Option<&Memo>) -> Result<KeyId> {
     if key.deps.is_empty() {
         return Ok(key.digest.root(key.output));
     }
     let found = find(transaction, &key.deps, &key.digest, key.output)?;
-    Ok(found.keys.into_iter().next().unwrap_or_else(|| KeyId::new(RecordId::random().to_string())))
+    if let Some(found) = found.keys.into_iter().next() {
+        return Ok(found);
+    }
+    let former = memo.map(|memo| memos::former_name(transaction, key, memo)).transpose()?.flatten();
+    Ok(former.unwrap_or_else(|| KeyId::new(RecordId::random().to_string())))
 }
 
 fn for_each_link(key: &NewKey, mut each: impl FnMut(&str, &Link) -> Result<()>) -> Result<()> {

@@ -16,6 +16,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod compare;
 mod contenthash;
 mod db;
 mod error;
@@ -25,6 +26,7 @@ mod janitor;
 mod keys;
 mod live;
 mod manager;
+mod memos;
 mod mutable;
 mod provider;
 mod prune;
@@ -36,7 +38,7 @@ mod unpack;
 mod usage;
 
 pub use crate::contenthash::{
-    ChangeLog, ContentChange, ContentHeader, ContentSelector, EntryKind, nil_content_digest,
+    ChangeLog, ContentChange, ContentHeader, ContentSelector, EntryKind, ListingChange, nil_content_digest,
 };
 pub use crate::error::{BoxError, Error, Result};
 pub use crate::gc::GcLimits;

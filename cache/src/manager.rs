@@ -1,7 +1,7 @@
 //! The manager: opens the catalogue, finds and makes records.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::{Duration, SystemTime},
@@ -13,7 +13,7 @@ use kiln_snapshot::Snapshotter;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Error, LayerBlob, RecordId, RecordOptions, Ref, Result, SourceCheck,
+    BlobProvider, Error, LayerBlob, RecordId, RecordOptions, Ref, Result, SourceCheck,
     db::{
         Database, bulk,
         rows::{self, Kind, RecordRow},
@@ -208,26 +208,37 @@ impl CacheManager {
 
     /// What `upper` has over `lower`. `None`: nothing, or both are empty.
     ///
+    /// Where `upper` was built on `lower`, these are layers that are there, and both stay lazy. Else they are unpacked
+    /// with `provider` and compared, and the result is a layer of its own.
+    ///
     /// # Errors
-    /// [`Error::Unsupported`] when `upper` was not built on `lower`.
+    /// As [`Ref::mount`].
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves nothing behind.
     pub async fn diff(
         &self,
         lower: Option<&Ref>,
         upper: Option<&Ref>,
+        provider: &dyn BlobProvider,
         options: RecordOptions,
     ) -> Result<Option<Ref>> {
         match (lower, upper) {
-            (None, None) => Ok(None),
-            (None, Some(upper)) => Ok(Some(upper.clone())),
-            (lower, upper) => {
-                let stack = crate::stack::diff(lower, upper)?;
-                if stack.is_empty() {
-                    return Ok(None);
-                }
-                let parents = [(0, lower), (1, upper)];
-                let parents =
-                    parents.into_iter().filter_map(|(at, parent)| Some((at, parent?.clone()))).collect();
-                Ok(Some(self.0.make(NewRecord::listed(Kind::Diff, parents, stack, options))))
+            (None, None) => return Ok(None),
+            (None, Some(upper)) => return Ok(Some(upper.clone())),
+            _ => {}
+        }
+        let parents = [(0, lower), (1, upper)];
+        let parents = parents.into_iter().filter_map(|(at, parent)| Some((at, parent?.clone()))).collect();
+        match crate::stack::diff(lower, upper) {
+            Some(stack) if stack.is_empty() => Ok(None),
+            Some(stack) => Ok(Some(self.0.make(NewRecord::listed(Kind::Diff, parents, stack, options)))),
+            None => {
+                let (snapshot, usage) = crate::compare::compare(&self.0, lower, upper, provider).await?;
+                let mut new = NewRecord::listed(Kind::Compared, parents, Vec::new(), options);
+                new.state.snapshot = Some(snapshot);
+                new.state.usage = Some(usage);
+                Ok(Some(self.0.make(new)))
             }
         }
     }
@@ -312,7 +323,7 @@ impl Inner {
 
     /// Finds a record in memory or in the database. A few point reads.
     pub(crate) fn load(self: &Arc<Self>, wanted: &RecordId) -> Result<Option<Ref>> {
-        let mut holds = Holds { inner: self, ids: Vec::new() };
+        let mut holds = Holds { inner: self, ids: HashSet::new() };
         let mut ready: HashMap<RecordId, Ref> = HashMap::new();
         let mut rows: HashMap<RecordId, RecordRow> = HashMap::new();
         let mut todo = vec![wanted.clone()];
@@ -328,7 +339,9 @@ impl Inner {
                         continue;
                     }
                     Lease::Refused => return Ok(None),
-                    Lease::Held => holds.ids.push(id.clone()),
+                    Lease::Held => {
+                        holds.ids.insert(id.clone());
+                    }
                 }
                 if id == *wanted {
                     // Read once it is held: from now on neither it nor what it stands on is collected.
@@ -354,7 +367,7 @@ impl Inner {
             let Some(row) = rows.remove(&id) else { return Ok(None) };
             let record = self.revive(row, &ready)?;
             let live = self.live.unhold(&id, Some(&record));
-            holds.ids.retain(|held| *held != id);
+            holds.ids.remove(&id);
             ready.insert(id, Ref(live.unwrap_or(record)));
         }
         Ok(ready.remove(wanted))
@@ -364,14 +377,15 @@ impl Inner {
         let parents: Vec<(i64, Ref)> =
             row.parents.iter().filter_map(|(at, id)| Some((*at, ready.get(id)?.clone()))).collect();
         let stack = match row.kind {
-            Kind::Layer => Vec::new(),
+            Kind::Layer | Kind::Compared => Vec::new(),
             Kind::Merge => {
                 crate::stack::merge(&parents.iter().map(|(_, parent)| parent.clone()).collect::<Vec<_>>())?
             }
             Kind::Diff => {
                 let side =
                     |wanted: i64| parents.iter().find(|(at, _)| *at == wanted).map(|(_, parent)| parent);
-                crate::stack::diff(side(0), side(1))?
+                crate::stack::diff(side(0), side(1))
+                    .ok_or_else(|| Error::damaged(row.id.as_str(), "its states do not stand on each other"))?
             }
         };
         Ok(Record::new(
@@ -402,7 +416,7 @@ impl Inner {
 /// Ends the holds of a load that did not come to its end.
 struct Holds<'a> {
     inner: &'a Inner,
-    ids: Vec<RecordId>,
+    ids: HashSet<RecordId>,
 }
 
 impl Drop for Holds<'_> {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use kiln_snapshot::{Mount, SnapshotId};
+use kiln_solver::GoneWhy;
 
 use crate::{
     CacheManager, ChangeLog, Error, NoProvider, RecordId, RecordOptions, RecordType, Ref, Result,
@@ -93,7 +94,10 @@ impl MutableRef {
         if let Some(mount) = prepared {
             return Ok(mount);
         }
-        let lowers = self.0.parent.as_ref().map(Ref::snapshots).transpose()?.unwrap_or_default();
+        let lowers = match &self.0.parent {
+            Some(parent) => parent.lowers().await?,
+            None => Vec::new(),
+        };
         Ok(self.0.inner.snapshotter().active_mount(&self.0.snapshot, &lowers).await?)
     }
 
@@ -363,7 +367,7 @@ impl Inner {
             self.db()
                 .write(move |transaction| {
                     // What leads to its content ends with the first write to it.
-                    crate::db::keys::release_results(transaction, &taken)?;
+                    crate::db::keys::release_results(transaction, &taken, GoneWhy::Pruned)?;
                     rows::touch(transaction, &taken, 1, SystemTime::now())?;
                     rows::set_dirty(transaction, &taken, true)
                 })
@@ -416,7 +420,7 @@ impl Inner {
     ) -> Result<MutableRef> {
         let mut lowers = Vec::new();
         if let Some(parent) = parent {
-            lowers = parent.snapshots()?;
+            lowers = parent.lowers().await?;
         }
         let created_at = *options.created_at.get_or_insert_with(SystemTime::now);
         let id = RecordId::random();
@@ -443,10 +447,9 @@ impl Inner {
                 return Err(error.into());
             };
             parent.gone_from_store(id).await?;
-            lowers = parent
-                .unpack_all(&NoProvider)
-                .await
-                .map_err(|_gone| Error::NotUnpacked(parent.id().clone()))?;
+            let unpacked = parent.unpack_all(&NoProvider).await;
+            unpacked.map_err(|_gone| Error::NotUnpacked(parent.id().clone()))?;
+            lowers = parent.lowers().await?;
         };
         let mut made = made;
         made.prepared = Mutex::new(Some(mount));

@@ -65,7 +65,7 @@ async fn doubt(inner: &Arc<Inner>, id: RecordId) -> Result<()> {
         inner.content().delete(&blob.descriptor.digest).await?;
     }
     let fetchable = row.blobs.iter().any(|blob| !blob.source.is_empty());
-    if row.kind == rows::Kind::Layer && !fetchable {
+    if row.kind.has_snapshot() && !fetchable {
         tracing::warn!(record = %id, "dropping a record that was not safe on disk before the machine stopped");
         return lose(inner, id).await;
     }

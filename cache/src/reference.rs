@@ -53,6 +53,8 @@ pub(crate) struct Record {
     created_at: SystemTime,
     names: Vec<String>,
     state: Mutex<State>,
+    /// Of a merge or difference: what lies below its layers, once that is known.
+    skeleton: tokio::sync::OnceCell<Option<SnapshotId>>,
     /// Held by whoever makes the snapshot; the next in line takes over when that one goes away.
     pub(crate) unpacking: tokio::sync::Mutex<()>,
     /// Held by whoever computes checksums.
@@ -110,6 +112,7 @@ impl Record {
             created_at: new.created_at,
             names: new.names,
             state: Mutex::new(new.state),
+            skeleton: tokio::sync::OnceCell::new(),
             unpacking: tokio::sync::Mutex::default(),
             checksums: tokio::sync::Mutex::default(),
         })
@@ -206,18 +209,50 @@ impl Ref {
         self.0.parents.iter().map(|(_, parent)| parent.clone()).collect()
     }
 
+    /// The nearest record from here down whose layers were not all made on each other.
+    fn combined(&self) -> Option<Self> {
+        let mut next = Some(self.clone());
+        while let Some(current) = next {
+            if current.0.kind != Kind::Layer {
+                return Some(current);
+            }
+            next = current.0.parents.first().map(|(_, parent)| parent.clone());
+        }
+        None
+    }
+
+    /// The snapshots to mount, bottom first, for layers that are all unpacked.
+    pub(crate) async fn lowers(&self) -> Result<Vec<SnapshotId>> {
+        let snapshots = self.snapshots()?;
+        let Some(combined) = self.combined() else { return Ok(snapshots) };
+        let layers = combined.snapshots()?;
+        let skeleton = combined.0.skeleton.get_or_try_init(|| async {
+            Ok::<_, Error>(self.0.inner.snapshotter().skeleton(&layers).await?)
+        });
+        let skeleton = skeleton.await?.clone();
+        Ok(skeleton.into_iter().chain(snapshots).collect())
+    }
+
     /// The records that own its layers, bottom first. Where a merge has one layer several times, the topmost stays:
     /// it hides the others.
     pub(crate) fn stack(&self) -> Vec<Self> {
         let mut top_down = Vec::new();
         let mut next = Some(self.clone());
         while let Some(current) = next {
-            if current.0.kind == Kind::Layer {
-                next = current.0.parents.first().map(|(_, parent)| parent.clone());
-                top_down.push(current);
-            } else {
-                top_down.extend(current.0.stack.iter().rev().cloned());
-                break;
+            match current.0.kind {
+                Kind::Layer => {
+                    next = current.0.parents.first().map(|(_, parent)| parent.clone());
+                    top_down.push(current);
+                }
+                // Its parents are what it was computed from; it stands on none of them.
+                Kind::Compared => {
+                    top_down.push(current);
+                    break;
+                }
+                Kind::Merge | Kind::Diff => {
+                    top_down.extend(current.0.stack.iter().rev().cloned());
+                    break;
+                }
             }
         }
         top_down.reverse();
@@ -258,6 +293,7 @@ impl Ref {
                 }
                 Kind::Merge => todo.extend(current.0.parents.iter().map(|(_, parent)| parent.clone())),
                 Kind::Diff => top_down.extend(current.0.stack.iter().rev().cloned()),
+                Kind::Compared => top_down.push(current),
             }
             if top_down.len().max(todo.len()) > MAX_SEQUENCE {
                 // Merges of merges double with each level; the layers that count are fewer.
@@ -275,8 +311,13 @@ impl Ref {
     pub async fn mount(&self, provider: &dyn BlobProvider) -> Result<Mount> {
         // Each round mends one layer that has gone from the store.
         for _round in 0..=self.stack().len() {
-            let snapshots = self.unpack_all(provider).await?;
-            match self.0.inner.snapshotter().view(&snapshots).await {
+            self.unpack_all(provider).await?;
+            let mounted = match self.lowers().await {
+                Ok(lowers) => self.0.inner.snapshotter().view(&lowers).await,
+                Err(Error::Snapshot(error)) => Err(error),
+                Err(error) => return Err(error),
+            };
+            match mounted {
                 Err(kiln_snapshot::Error::NotFound { id }) => self.gone_from_store(&id).await?,
                 other => return Ok(other?),
             }

@@ -10,12 +10,16 @@ const MAX_LAYERS: usize = 10_000;
 /// The layers of several states on top of each other. A layer that comes again higher up hides itself below, so only
 /// the topmost occurrence stays; overlayfs would refuse a directory that is stacked twice.
 pub(crate) fn merge(refs: &[Ref]) -> Result<Vec<Ref>> {
-    let mut seen: HashSet<RecordId> = HashSet::new();
+    // Of a state that comes several times only the topmost counts, so only that one is looked at.
+    let mut states = HashSet::new();
+    let stacks: Vec<Vec<Ref>> =
+        refs.iter().rev().filter(|one| states.insert(one.id())).map(Ref::stack).collect();
+    let mut seen: HashSet<&RecordId> = HashSet::new();
     let mut top_down = Vec::new();
-    for one in refs.iter().rev() {
-        for layer in one.stack().into_iter().rev() {
-            if seen.insert(layer.id().clone()) {
-                top_down.push(layer);
+    for stack in &stacks {
+        for layer in stack.iter().rev() {
+            if seen.insert(layer.id()) {
+                top_down.push(layer.clone());
             }
         }
         if top_down.len() > MAX_LAYERS {
@@ -26,14 +30,9 @@ pub(crate) fn merge(refs: &[Ref]) -> Result<Vec<Ref>> {
     Ok(top_down)
 }
 
-/// The layers of `upper` above `lower`, when `upper` was built on it.
-pub(crate) fn diff(lower: Option<&Ref>, upper: Option<&Ref>) -> Result<Vec<Ref>> {
+/// The layers of `upper` above `lower`; none if `upper` was not built on it.
+pub(crate) fn diff(lower: Option<&Ref>, upper: Option<&Ref>) -> Option<Vec<Ref>> {
     let lower = lower.map(Ref::stack).unwrap_or_default();
     let upper = upper.map(Ref::stack).unwrap_or_default();
-    match upper.strip_prefix(lower.as_slice()) {
-        Some(rest) => Ok(rest.to_vec()),
-        None => Err(Error::Unsupported(
-            "a difference between states of which one is not built on the other".into(),
-        )),
-    }
+    upper.strip_prefix(lower.as_slice()).map(<[Ref]>::to_vec)
 }

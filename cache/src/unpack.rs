@@ -13,6 +13,7 @@ use std::{
 use futures::future::try_join_all;
 use kiln_content::layer;
 use kiln_snapshot::SnapshotId;
+use kiln_solver::GoneWhy;
 
 use crate::{
     BlobProvider, Error, LayerBlob, LayerPhase, LayerProgress, RecordId, Ref, Result,
@@ -149,7 +150,7 @@ pub(crate) async fn lose(inner: &Arc<Inner>, id: RecordId) -> Result<()> {
             let mut gone = Vec::new();
             let mut todo = vec![(id, false)];
             while let Some((id, children_done)) = todo.pop() {
-                crate::db::keys::release_results(transaction, &id)?;
+                crate::db::keys::release_results(transaction, &id, GoneWhy::Lost)?;
                 if !children_done {
                     todo.push((id.clone(), true));
                     todo.extend(rows::children(transaction, &id)?.into_iter().map(|child| (child, false)));
@@ -214,7 +215,7 @@ async fn extract(
     };
     let id = SnapshotId::new(RecordId::random().as_str())?;
     let directory = inner.snapshotter().staging(&id).await?;
-    let staged = Staged { inner: Arc::clone(inner), id: id.clone(), done: false };
+    let staged = Staged::new(inner, &id);
     let watch = Arc::new(Watch::default());
     let _stop = StopOnDrop(Arc::clone(&watch));
     let reader = WatchedReader { inner: file, watch: Arc::clone(&watch) };
@@ -231,7 +232,7 @@ async fn extract(
         phase,
     };
     provider.progress(progress(LayerPhase::Extracting));
-    let (applied, mut staged) = loop {
+    let (applied, staged) = loop {
         tokio::select! {
             outcome = &mut unpacking => break outcome?,
             () = tokio::time::sleep(PROGRESS) => provider.progress(progress(LayerPhase::Extracting)),
@@ -244,8 +245,7 @@ async fn extract(
             got: applied.diff_id.to_string(),
         });
     }
-    let usage = inner.snapshotter().publish(&id).await?;
-    staged.done = true;
+    let usage = staged.publish().await?;
     provider.progress(progress(LayerPhase::Done));
     Ok((id, usage))
 }
@@ -288,10 +288,23 @@ impl Read for WatchedReader {
 }
 
 /// Removes a staged directory that was not published.
-struct Staged {
+pub(crate) struct Staged {
     inner: Arc<Inner>,
     id: SnapshotId,
     done: bool,
+}
+
+impl Staged {
+    pub(crate) fn new(inner: &Arc<Inner>, id: &SnapshotId) -> Self {
+        Self { inner: Arc::clone(inner), id: id.clone(), done: false }
+    }
+
+    /// Makes it a snapshot that stays.
+    pub(crate) async fn publish(mut self) -> Result<kiln_snapshot::Usage> {
+        let usage = self.inner.snapshotter().publish(&self.id).await?;
+        self.done = true;
+        Ok(usage)
+    }
 }
 
 impl Drop for Staged {

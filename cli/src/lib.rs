@@ -14,7 +14,7 @@ mod usage;
 pub use crate::error::{Error, Result};
 pub use crate::go::{Duration, bytes, io_text, quote, short_bytes, timestamp, timestamp_text};
 pub use crate::report::{describe, report, rpc_text};
-pub use crate::run::{Build, follow, random_id, warning};
+pub use crate::run::{Build, Explain, follow, random_id, warning};
 pub use crate::table::Table;
 pub use crate::template::Format;
 pub use crate::usage::{UsageJson, row, summary, verbose_rows};

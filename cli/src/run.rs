@@ -4,11 +4,14 @@ use std::fs::File;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use kiln_client::api::control::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
+use kiln_client::api::control::{
+    StatusResponse, Vertex, VertexDifference, VertexLog, VertexReason, VertexStatus, VertexWarning,
+};
 use kiln_client::api::pb;
 use kiln_client::{Client, SolveOptions, SolveOutcome};
 use kiln_progress::{
-    Display, Log, Mode, Position, ProgressGroup, Range, SolveStatus, SourceInfo, Status, Timestamp, Warning,
+    Difference, Display, Explanation, Log, Mode, Position, ProgressGroup, Range, Reason, SolveStatus,
+    SourceInfo, Status, Timestamp, Warning,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +37,20 @@ pub struct Build {
     pub display: Display,
     /// Where its progress is written down, one JSON object a line.
     pub trace: Option<File>,
+    /// What is said in the end of why steps ran.
+    pub explain: Explain,
+}
+
+/// What is said of why steps ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Explain {
+    /// Nothing.
+    #[default]
+    No,
+    /// Of each step that ran, on standard error.
+    Runs,
+    /// Of every step, on standard output.
+    All,
 }
 
 impl Build {
@@ -46,10 +63,11 @@ impl Build {
     /// Dropping the future cancels the build; the display is then left as it is.
     pub async fn run(self, client: &Client, stop: &CancellationToken) -> Result<SolveOutcome> {
         let (progress, updates) = mpsc::channel(UPDATES_QUEUED);
-        let (display, trace) = (self.display, self.trace);
+        let (display, trace, explain) = (self.display, self.trace, self.explain);
         // On a thread of its own: a terminal that does not read must not hold the session up.
         let handle = tokio::runtime::Handle::current();
-        let showing = tokio::task::spawn_blocking(move || handle.block_on(show(display, trace, updates)));
+        let showing =
+            tokio::task::spawn_blocking(move || handle.block_on(show(display, trace, explain, updates)));
         let outcome = {
             let solving = client.solve(self.options, progress);
             tokio::select! {
@@ -96,11 +114,17 @@ pub async fn follow(
         // With this block the sender goes, and the display ends.
         Ok::<(), tonic::Status>(())
     };
-    let (outcome, ()) = tokio::join!(receiving, show(display, None, received));
+    let (outcome, ()) = tokio::join!(receiving, show(display, None, Explain::No, received));
     Ok(outcome?)
 }
 
-async fn show(display: Display, trace: Option<File>, mut updates: mpsc::Receiver<StatusResponse>) {
+async fn show(
+    display: Display,
+    trace: Option<File>,
+    explain: Explain,
+    mut updates: mpsc::Receiver<StatusResponse>,
+) {
+    let mut explanation = Explanation::default();
     let refresh = std::env::var(REFRESH_VARIABLE).ok().and_then(|text| text.parse().ok());
     let refresh = refresh.filter(|ms| *ms > 0).map(Duration::from_millis);
     let mut ticks = tokio::time::interval(refresh.unwrap_or(REFRESH));
@@ -116,6 +140,9 @@ async fn show(display: Display, trace: Option<File>, mut updates: mpsc::Receiver
                 let update = solve_status(update);
                 // Output that cannot be written is no reason to stop a build.
                 let _written = trace.as_mut().map(|trace| trace.update(&update, Timestamp::now()));
+                if explain != Explain::No {
+                    explanation.take(&update);
+                }
                 screen.take(update);
                 if drawn.is_none_or(|drawn| drawn.elapsed() >= least) {
                     screen.draw();
@@ -131,6 +158,12 @@ async fn show(display: Display, trace: Option<File>, mut updates: mpsc::Receiver
     }
     screen.flush();
     let _written = screen.display.finish(Timestamp::now());
+    // A closed output is nobody's concern.
+    let _written = match explain {
+        Explain::No => Ok(()),
+        Explain::Runs => explanation.write(&mut std::io::stderr(), false, Timestamp::now()),
+        Explain::All => explanation.write(&mut std::io::stdout(), true, Timestamp::now()),
+    };
 }
 
 /// A display that is not drawn for every update.
@@ -205,6 +238,36 @@ fn vertex(vertex: Vertex) -> kiln_progress::Vertex {
             name: group.name,
             weak: group.weak,
         }),
+        reason: vertex.reason.map(reason),
+    }
+}
+
+fn reason(reason: VertexReason) -> Reason {
+    let count = |number: i32| usize::try_from(number).unwrap_or_default();
+    let difference = |d: VertexDifference| Difference {
+        kind: d.kind,
+        name: d.name,
+        was: d.was,
+        now: d.now,
+        hidden: d.hidden,
+        input: count(d.input),
+        anew: d.anew,
+        path: d.path,
+        what: d.what,
+        further: count(d.further),
+    };
+    Reason {
+        outcome: reason.outcome,
+        record: reason.record,
+        origin: reason.origin,
+        by_content: reason.by_content,
+        created: reason.created.map(|t| timestamp(t.seconds, t.nanos)),
+        miss: reason.miss,
+        nearest: reason.nearest,
+        differences: reason.differences.into_iter().map(difference).collect(),
+        further: count(reason.further),
+        gone: reason.gone,
+        gone_at: reason.gone_at.map(|t| timestamp(t.seconds, t.nanos)),
     }
 }
 

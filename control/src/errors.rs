@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use kiln_api::errdetails::{self, Detail};
 use kiln_engine::{Error, ExecError};
 use kiln_frontend::{Error as FrontendError, ErrorKind, ErrorSource};
-use kiln_solver::{OpError, SolveError};
+use kiln_solver::{LimitExceeded, OpError, SolveError};
 use tonic::{Code, Status};
 
 /// The status of a failed build.
@@ -27,6 +27,8 @@ fn code(error: &Error) -> Code {
     match error {
         Error::Cancelled | Error::Solve { source: SolveError::Cancelled, .. } => Code::Cancelled,
         Error::NoSuchJob { .. } => Code::NotFound,
+        Error::TimeLimit(_) => Code::DeadlineExceeded,
+        other if limit_exceeded(other) => Code::DeadlineExceeded,
         Error::Frontend(error) => frontend_code(error),
         other => os_code(other).unwrap_or(Code::Unknown),
     }
@@ -41,6 +43,18 @@ fn frontend_code(error: &FrontendError) -> Code {
         }
         (_, error) => os_code(error).unwrap_or(Code::Unknown),
     }
+}
+
+/// Whether a step has run into a limit of time.
+fn limit_exceeded(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<LimitExceeded>() {
+            return true;
+        }
+        next = inner(error);
+    }
+    false
 }
 
 /// A full disk or a failing one says so wherever in the chain it happened.
@@ -108,7 +122,7 @@ fn details(error: &Error) -> Vec<Detail> {
         Error::Solve { sources, source } => {
             let mut details: Vec<Detail> = sources.iter().map(place).collect();
             details.extend(source.vertex().map(|v| Detail::Vertex { digest: v.to_string() }));
-            details.extend(exit(source));
+            details.extend(within(source));
             details
         }
         Error::Vertex { vertex, sources, .. } => {
@@ -147,10 +161,14 @@ fn place(source: &ErrorSource) -> Detail {
     Detail::Source { info: source.info.clone(), ranges: source.ranges.clone() }
 }
 
-fn exit(error: &SolveError) -> Option<Detail> {
-    let SolveError::Vertex { source, .. } = error else { return None };
-    match source.inner().downcast_ref::<ExecError>()? {
-        ExecError::Exit { code, .. } => Some(Detail::Exit { code: code.cast_unsigned() }),
-        _ => None,
+/// What the error of a vertex itself tells: how a process ended, or all about a step of a build within it.
+fn within(error: &SolveError) -> Vec<Detail> {
+    let SolveError::Vertex { source, .. } = error else { return Vec::new() };
+    if let Some(nested) = source.inner().downcast_ref::<Error>() {
+        return details(nested);
+    }
+    match source.inner().downcast_ref::<ExecError>() {
+        Some(ExecError::Exit { code, .. }) => vec![Detail::Exit { code: code.cast_unsigned() }],
+        _ => Vec::new(),
     }
 }

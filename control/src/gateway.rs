@@ -23,6 +23,7 @@ use kiln_frontend::{
     Bridge as _, FileRange, FileStat, FrontendResult, Reference, References, ResolveMode, ResolveRequest,
     SourceMetadata, Warning,
 };
+use kiln_llb::caps::{CapList, CapSet};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{convert, errors};
@@ -120,10 +121,16 @@ fn find(bridge: &BuildBridge, id: &str) -> Result<Arc<dyn Reference>, Status> {
     bridge.find(id).map_err(|e| errors::status(&e))
 }
 
-fn caps(list: kiln_llb::caps::CapList) -> Vec<ApiCap> {
-    list.all()
-        .iter()
-        .map(|cap| ApiCap { id: cap.id.to_owned(), enabled: true, ..ApiCap::default() })
+fn caps(list: CapList, set: &CapSet) -> Vec<ApiCap> {
+    let known = list.all().iter().filter_map(|cap| Some((cap, set.get(cap.id)?)));
+    known
+        .map(|(cap, state)| ApiCap {
+            id: cap.id.to_owned(),
+            enabled: state.enabled,
+            deprecated: cap.deprecated,
+            disabled_reason_msg: state.disabled_reason.clone(),
+            ..ApiCap::default()
+        })
         .collect()
 }
 
@@ -186,8 +193,8 @@ impl LlbBridge for Gateway {
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
         let bridge = self.bridge(&request).await?;
         Ok(Response::new(PongResponse {
-            frontend_api_caps: caps(kiln_llb::caps::GATEWAY),
-            llb_caps: caps(kiln_llb::caps::LLB),
+            frontend_api_caps: caps(kiln_llb::caps::GATEWAY, &kiln_engine::caps::gateway()),
+            llb_caps: caps(kiln_llb::caps::LLB, &kiln_engine::caps::llb()),
             workers: vec![convert::worker(bridge.worker(), &[], &self.version)],
         }))
     }

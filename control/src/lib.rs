@@ -6,6 +6,7 @@
 mod convert;
 mod errors;
 mod gateway;
+mod reason;
 mod service;
 mod status;
 

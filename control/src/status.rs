@@ -7,6 +7,7 @@ use kiln_api::pb;
 use kiln_solver::{ProgressEvent, Stream};
 
 use crate::convert::timestamp;
+use crate::reason;
 
 /// A response is ended after the entry that takes it over this many bytes. Clients take 16 MiB, and the largest entry
 /// is a vertex with all inputs that it may have.
@@ -35,6 +36,7 @@ pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
                     name: g.name.clone(),
                     weak: g.weak,
                 }),
+                reason: reason::of(event),
             }),
             ProgressEvent::Status(event) => response.statuses.push(VertexStatus {
                 id: event.id.clone(),

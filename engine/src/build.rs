@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use kiln_digest::Digest;
 use kiln_frontend::{
     Bridge, Error as FrontendError, Frontend, FrontendRequest, FrontendResult, ImageMetadata, Reference,
@@ -15,11 +16,12 @@ use kiln_source::image::Resolutions;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::caps;
 use crate::convert;
 use crate::engine::CacheSpec;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::lending::JobInfo;
-use crate::load::{self, GrantedEntitlements, LoadOptions};
+use crate::load::{self, GrantedEntitlements, LoadError, LoadOptions, LoadedGraph};
 use crate::ops;
 use crate::ops::source::SourceKind;
 use crate::reference::SolvedRef;
@@ -57,16 +59,38 @@ impl std::fmt::Debug for BuildState {
 impl BuildState {
     /// Loads and solves a definition.
     pub(crate) async fn solve_definition(&self, definition: &pb::Definition) -> Result<CachedResult> {
+        self.solve_within(definition, 0).await
+    }
+
+    /// Loads and solves a definition for a step within `depth` other builds. Boxed, because such a step may be solved
+    /// here in turn.
+    pub(crate) fn solve_within<'a>(
+        &'a self,
+        definition: &'a pb::Definition,
+        depth: u32,
+    ) -> BoxFuture<'a, Result<CachedResult>> {
+        Box::pin(self.load_and_solve(definition, depth))
+    }
+
+    async fn load_and_solve(&self, definition: &pb::Definition, depth: u32) -> Result<CachedResult> {
         let platform = self.worker.platforms.first().cloned().unwrap_or_default();
         let entitlements = GrantedEntitlements::new(self.entitlements.iter().cloned());
-        let loaded = load::load(definition, &LoadOptions::new(&platform, &entitlements)).await?;
-        let graph = ops::graph(&self.worker, &loaded, &self.resolutions).map_err(|error| match error {
-            Error::Vertex { vertex, message, .. } => {
-                Error::Vertex { vertex, sources: convert::sources(definition, &loaded, vertex), message }
-            }
-            error => error,
-        })?;
+        let caps = caps::llb();
+        let options = LoadOptions::new(&platform, &entitlements).with_caps(&caps);
+        let mut loaded =
+            load::load(definition, &options).await.map_err(|error| not_loaded(definition, error))?;
+        ops::nested::set_apart(&mut loaded, depth);
+        ops::set_apart_directories(&mut loaded, &self.info.session_id);
+        let graph =
+            ops::graph(&self.worker, &loaded, &self.resolutions, depth).map_err(|error| match error {
+                Error::Vertex { vertex, message, .. } => {
+                    Error::Vertex { vertex, sources: convert::sources(definition, &loaded, vertex), message }
+                }
+                error => error,
+            })?;
         let edge = ops::edge(loaded.edge)?;
+        self.note_resources(&loaded);
+        self.prune_caches(&loaded).await?;
         let solved = tokio::select! {
             solved = self.job.build(graph, vec![edge]) => solved,
             () = self.cancel.cancelled() => return Err(Error::Cancelled),
@@ -76,6 +100,27 @@ impl BuildState {
             Error::Solve { sources: sources.unwrap_or_default(), source }
         })?;
         results.pop().ok_or_else(|| Error::request("the solver returned no result"))
+    }
+
+    /// Limits are told to whoever runs the steps, for all who wait.
+    fn note_resources(&self, loaded: &LoadedGraph) {
+        let mut known = self.info.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        for vertex in &loaded.vertices {
+            if let Some(resources) = &vertex.linux_resources {
+                known.insert(VertexDigest(vertex.digest.digest()), resources.clone());
+            }
+        }
+    }
+
+    /// Steps that ignore the cache begin with empty cache mounts. Once for the whole definition: several of its steps
+    /// may share a mount.
+    async fn prune_caches(&self, loaded: &LoadedGraph) -> Result<()> {
+        if loaded.pruned_cache_ids.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<String> = loaded.pruned_cache_ids.keys().cloned().collect();
+        let pruned = self.worker.cache.prune_cache_mounts(&ids).await;
+        pruned.map_err(|e| Error::request(format!("cannot empty cache mounts: {}", chain(&e))))
     }
 
     /// What work outside any vertex gets: it waits for itself alone and shows nothing.
@@ -97,6 +142,8 @@ impl BuildState {
         let mut request = FrontendRequest::new(opts);
         request.inputs = inputs;
         request.session_id.clone_from(&self.info.session_id);
+        request.llb_caps = Some(caps::enabled(kiln_llb::caps::LLB, &caps::llb()));
+        request.gateway_caps = Some(caps::enabled(kiln_llb::caps::GATEWAY, &caps::gateway()));
         request.workers = vec![WorkerInfo {
             id: self.worker.id.clone(),
             labels: self.worker.labels.clone(),
@@ -104,6 +151,15 @@ impl BuildState {
         }];
         request
     }
+}
+
+/// A definition that does not load, with the vertex to blame and its places in the input, where there is one.
+fn not_loaded(definition: &pb::Definition, error: LoadError) -> Error {
+    let LoadError::At(located) = &error else { return Error::Load(error) };
+    let vertex = located.vertex;
+    let sources = convert::places(definition, vertex, Some(located.sent));
+    let error = Error::Load(error);
+    Error::Vertex { vertex: VertexDigest(vertex.digest()), sources, message: chain(&error) }
 }
 
 /// The bridge of one build.

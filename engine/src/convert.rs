@@ -37,9 +37,19 @@ pub(crate) fn sources(
     loaded: &LoadedGraph,
     vertex: VertexDigest,
 ) -> Vec<ErrorSource> {
+    let sent = loaded.vertices.iter().find(|v| v.digest.digest() == vertex.0).map(|v| v.sent);
+    places(definition, vertex.0.into(), sent)
+}
+
+/// As [`sources`], for a vertex by its digest as loaded and as sent.
+pub(crate) fn places(
+    definition: &pb::Definition,
+    vertex: kiln_llb::VertexDigest,
+    sent: Option<kiln_llb::VertexDigest>,
+) -> Vec<ErrorSource> {
     let Some(map) = &definition.source else { return Vec::new() };
-    let sent = loaded.vertices.iter().find(|v| v.digest.digest() == vertex.0).map(|v| v.sent.to_string());
-    let found = map.locations.get(&vertex.to_string()).or_else(|| map.locations.get(&sent?));
+    let found = map.locations.get(&vertex.to_string());
+    let found = found.or_else(|| map.locations.get(&sent?.to_string()));
     let places = found.iter().flat_map(|l| &l.locations);
     places
         .filter_map(|place| {

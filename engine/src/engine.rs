@@ -11,7 +11,7 @@ use kiln_frontend::{Frontend, FrontendResult, References};
 use kiln_llb::pb;
 use kiln_registry::Credentials;
 use kiln_session::{FixedWaiters, Lender};
-use kiln_solver::{JobContext, ProgressStream, Solver, SolverOptions, VertexDigest};
+use kiln_solver::{JobContext, LimitExceeded, ProgressStream, Solver, SolverOptions, VertexDigest};
 use kiln_source::SessionCredentials;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use crate::caches;
 use crate::error::{Error, Result};
 use crate::export;
 use crate::lending::JobInfo;
+use crate::limits::BuildLimits;
 use crate::worker::Worker;
 
 /// How long the progress of an ended build can be asked for.
@@ -39,6 +40,7 @@ struct Inner {
     solver: Solver,
     frontends: Arc<BTreeMap<String, Arc<dyn Frontend>>>,
     tools: Tools,
+    limits: BuildLimits,
     builds: Mutex<HashMap<String, Weak<BuildState>>>,
     /// Progress of builds that ended a moment ago, oldest first.
     finished: Mutex<VecDeque<Finished>>,
@@ -112,6 +114,16 @@ impl Engine {
         options: SolverOptions,
         frontends: BTreeMap<String, Arc<dyn Frontend>>,
     ) -> Self {
+        Self::limited(worker, options, frontends, BuildLimits::default())
+    }
+
+    /// As [`Engine::new`], with limits that hold for every build.
+    pub fn limited(
+        worker: Worker,
+        options: SolverOptions,
+        frontends: BTreeMap<String, Arc<dyn Frontend>>,
+        limits: BuildLimits,
+    ) -> Self {
         worker.cache.check_sources(Arc::new(caches::LiveSources(worker.sessions.clone())));
         let solver = Solver::new(worker.cache.keys(), options);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
@@ -126,6 +138,7 @@ impl Engine {
             tools: tools.with_pusher(Arc::new(pusher)),
             worker: Arc::new(worker),
             solver,
+            limits,
             frontends: Arc::new(frontends),
             builds: Mutex::default(),
             finished: Mutex::default(),
@@ -144,17 +157,17 @@ impl Engine {
     /// # Cancel safety
     /// Dropping the future withdraws the build: what nobody else waits for stops.
     pub async fn build(&self, mut request: BuildRequest) -> Result<BuildResponse> {
+        let limits = self.inner.limits.tightened(&mut request.attrs)?;
         check(&request, &self.inner.worker)?;
-        let definition = request.definition.take();
         let exporters = export::resolve(&self.inner.tools, &request)?;
         let (caches, caches_left_out) = caches::resolve(&self.inner.worker, &request)?;
         let left_out = attestations(&request)?;
-        let info = Arc::new(JobInfo { session_id: request.session_id.clone() });
+        let info = Arc::new(JobInfo { session_id: request.session_id.clone(), ..JobInfo::default() });
         let context: JobContext = info.clone();
         let job = self
             .inner
             .solver
-            .job(&request.id, context)
+            .limited_job(&request.id, context, limits.of_steps())
             .map_err(|_| Error::JobExists { id: request.id.clone() })?;
         let (returned, result) = oneshot::channel();
         let cancel = CancellationToken::new();
@@ -174,21 +187,46 @@ impl Engine {
             imports: Mutex::default(),
             kept: Mutex::default(),
         });
+        // The job was made a moment ago: nobody has set it before.
+        let _unset = state.info.build.set(Arc::downgrade(&state));
         let _registered = self.register(&state);
-        let bridge = BuildBridge { state: state.clone() };
         let attestations = left_out
             .iter()
             .map(|kind| format!("[internal] {kind} attestation is not supported yet: exporting without it"));
         let caches_left_out = caches_left_out.iter().map(|reason| format!("[internal] {reason}: ignored"));
-        for name in attestations.chain(caches_left_out) {
+        let notes = attestations.chain(caches_left_out).collect();
+        let phase = export::Phase { tools: &self.inner.tools, exporters, caches };
+        let run = self.run(&request, &state, notes, phase, result);
+        let Some(limit) = limits.build else { return run.await };
+        // Outlives the moment at which the steps under way are told why they stop.
+        tokio::pin!(run);
+        tokio::select! {
+            outcome = &mut run => outcome,
+            () = tokio::time::sleep(limit) => {
+                let exceeded = LimitExceeded::build(limit);
+                state.job.expire(&exceeded);
+                Err(Error::TimeLimit(exceeded))
+            }
+        }
+    }
+
+    async fn run(
+        &self,
+        request: &BuildRequest,
+        state: &Arc<BuildState>,
+        notes: Vec<String>,
+        phase: export::Phase<'_>,
+        result: oneshot::Receiver<Result<FrontendResult>>,
+    ) -> Result<BuildResponse> {
+        let bridge = BuildBridge { state: state.clone() };
+        for name in notes {
             let digest = VertexDigest(Digest::of(name.as_bytes()));
             state.job.vertex_scope(&name, digest, |_| async { Ok::<(), Error>(()) }).await?;
         }
         state.import(request.cache_imports.iter().cloned())?;
-        let result = self.result(&request, definition, &bridge, result).await?;
+        let result = self.result(request, &bridge, result).await?;
         self.evaluate(&result).await?;
-        let phase = export::Phase { tools: &self.inner.tools, exporters, caches };
-        export::export(&state, &request, phase, result).await
+        export::export(state, request, phase, result).await
     }
 
     /// Follows the progress of a build from its start. Waits for a build that has not begun, as long as the caller does.
@@ -246,12 +284,11 @@ impl Engine {
     async fn result(
         &self,
         request: &BuildRequest,
-        definition: Option<pb::Definition>,
         bridge: &BuildBridge,
         returned: oneshot::Receiver<Result<FrontendResult>>,
     ) -> Result<FrontendResult> {
-        if let Some(definition) = definition {
-            let reference = bridge.reference(definition);
+        if let Some(definition) = &request.definition {
+            let reference = bridge.reference(definition.clone());
             let refs = References::Single(reference.map(|r| r as Arc<dyn kiln_frontend::Reference>));
             let mut result = FrontendResult::default();
             result.refs = refs;

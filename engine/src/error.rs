@@ -58,11 +58,36 @@ pub enum ExecError {
         /// The secret's id.
         id: String,
     },
-    /// Something this daemon does not do yet.
-    #[error("{what} are not supported yet")]
-    Unsupported {
-        /// What was asked for.
-        what: &'static str,
+    /// An agent mount without its options.
+    #[error("invalid ssh mount options")]
+    AgentOptions,
+    /// No client that waits for the step forwards the agent.
+    #[error("no SSH key {id:?} forwarded from the client")]
+    NoAgent {
+        /// The agent's id.
+        id: String,
+    },
+    /// A mount could not be made ready.
+    #[error("mount {dest}")]
+    Mount {
+        /// Where it goes.
+        dest: String,
+        /// Why not.
+        source: BoxError,
+    },
+    /// A mount of a type that nobody knows.
+    #[error("mount type {kind} not implemented (mount {dest})")]
+    MountKind {
+        /// Where it goes.
+        dest: String,
+        /// Its type.
+        kind: i32,
+    },
+    /// Devices of the host, which this daemon does not hand on yet.
+    #[error("devices are not supported yet: {names}")]
+    Devices {
+        /// Those that were asked for.
+        names: String,
     },
 }
 
@@ -106,6 +131,9 @@ pub enum Error {
     /// An export failed.
     #[error("{0}")]
     Export(#[source] BoxError),
+    /// The build took longer than it may.
+    #[error(transparent)]
+    TimeLimit(kiln_solver::LimitExceeded),
     /// No such build.
     #[error("no such job {id}")]
     NoSuchJob {
@@ -127,6 +155,11 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// Whether the build was ended before it came to a result.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Cancelled | Self::Solve { source: kiln_solver::SolveError::Cancelled, .. })
+    }
+
     /// A request that cannot be served.
     pub fn request(message: impl Into<String>) -> Self {
         Self::Request { message: message.into() }

@@ -5,6 +5,7 @@
 
 mod exec;
 mod file;
+pub(crate) mod fingerprint;
 mod selector;
 #[cfg(test)]
 mod tests;

@@ -1,17 +1,31 @@
 //! Capabilities of clients, lent to running work at the moment it needs them.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use kiln_llb::pb;
 use kiln_session::{Lender, Waiters};
-use kiln_solver::{OpContext, OpError, WaiterSet};
+use kiln_solver::{OpContext, OpError, VertexDigest, WaiterSet};
 use kiln_source::{SessionCredentials, SessionLayouts};
 
+use crate::build::BuildState;
 use crate::worker::Worker;
 
-/// What the engine attaches to a job: which client it belongs to.
-#[derive(Debug)]
+/// What the engine attaches to a job: which client it belongs to, and what only its build knows.
+#[derive(Debug, Default)]
 pub(crate) struct JobInfo {
     pub(crate) session_id: String,
+    /// The build, as long as it runs; for ops that solve something for those who wait for them.
+    pub(crate) build: OnceLock<Weak<BuildState>>,
+    /// Limits that the build sets for processes. They are in no key, so each who waits for one has limits of its own.
+    pub(crate) resources: Mutex<HashMap<VertexDigest, pb::LinuxResources>>,
+}
+
+/// The limits that those who wait for a vertex set for it.
+pub(crate) fn resources(cx: &OpContext, vertex: &VertexDigest) -> Vec<pb::LinuxResources> {
+    let of =
+        |info: &JobInfo| info.resources.lock().unwrap_or_else(PoisonError::into_inner).get(vertex).cloned();
+    cx.waiters.current().iter().filter_map(|c| of(c.downcast_ref::<JobInfo>()?)).collect()
 }
 
 /// Asks the sessions of those who wait for an op; holds none.
@@ -38,7 +52,7 @@ impl Lending {
 
     /// A secret; `None` if no waiting client has it.
     pub(crate) async fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, OpError> {
-        let asked = self.lender.any(|session| async move {
+        let asked = self.lender.soonest(|session| async move {
             match kiln_session::secrets::get(&session, id).await {
                 Ok(Some(data)) => Ok(data),
                 // The next client may have it.
@@ -50,7 +64,7 @@ impl Lending {
             Ok(data) => Ok(Some(data)),
             Err(Asked::Absent) => Ok(None),
             Err(Asked::Failed(error)) if error.is_absent() => Ok(None),
-            Err(Asked::Failed(error)) => Err(OpError::failed(error)),
+            Err(Asked::Failed(error)) => Err(OpError::not_lent(error)),
         }
     }
 

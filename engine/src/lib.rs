@@ -3,11 +3,14 @@
 //! - [`load`]: definitions, checked and normalised; [`keys`]: what each op's cache key is made of.
 //! - [`fileop`]: file operations on a mounted state.
 //! - [`Engine`]: builds from request to response, over a [`Worker`], which is a plain struct of ports.
+//! - [`caps`]: what this daemon can do.
 //! - [`BuildBridge`]: what frontends, and clients that drive a build themselves, call back through.
 #![forbid(unsafe_code)]
 
+mod agents;
 mod build;
 mod caches;
+pub mod caps;
 mod convert;
 mod engine;
 mod error;
@@ -15,15 +18,18 @@ mod export;
 pub mod fileop;
 pub mod keys;
 mod lending;
+mod limits;
 pub mod load;
 mod ops;
 mod reference;
+mod resources;
 mod secrets;
 mod worker;
 
 pub use crate::build::BuildBridge;
 pub use crate::engine::{BuildRequest, BuildResponse, CacheSpec, Engine, ExporterSpec};
 pub use crate::error::{BoxError, Error, ExecError, Result};
+pub use crate::limits::BuildLimits;
 pub use crate::reference::SolvedRef;
 pub use crate::worker::Worker;
 

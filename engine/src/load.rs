@@ -23,7 +23,7 @@ use kiln_llb::{RawOp, VertexDigest, is_canonical_op, pb};
 use prost::Message as _;
 
 pub use crate::load::entitlements::{Entitlements, GrantedEntitlements};
-pub use crate::load::error::LoadError;
+pub use crate::load::error::{LoadError, Located};
 pub use crate::load::identifier::canonical_identifier;
 pub use crate::load::options::{LoadOptions, PolicyError, SourcePolicy};
 
@@ -326,9 +326,15 @@ fn assemble(
                 let Some(seen) = entered.get_mut(at).filter(|seen| !**seen) else { continue };
                 *seen = true;
                 let Some(draft) = drafts.get_mut(at).and_then(Option::as_mut) else { continue };
-                validate::op(&draft.op)?;
-                options::apply(draft, options, &mut default_platform, &mut pruned_cache_ids)?;
-                names::check(&draft.op)?;
+                let checked = validate::op(&draft.op)
+                    .and_then(|()| {
+                        options::apply(draft, options, &mut default_platform, &mut pruned_cache_ids)
+                    })
+                    .and_then(|()| names::check(&draft.op));
+                if let Err(error) = checked {
+                    let vertex = digest_of.get(&at).copied().unwrap_or(draft.sent);
+                    return Err(LoadError::At(Box::new(Located { vertex, sent: draft.sent, error })));
+                }
                 stack.push(Step::Leave(at));
                 stack.extend(inputs.get(at).into_iter().flatten().rev().copied().map(Step::Enter));
             }

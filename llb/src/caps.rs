@@ -137,6 +137,11 @@ impl CapSet {
         self.states.get(id).is_some_and(|state| state.enabled)
     }
 
+    /// The state of a capability, if the daemon lists it.
+    pub fn get(&self, id: &str) -> Option<&CapState> {
+        self.states.get(id)
+    }
+
     /// Adds or replaces one capability.
     pub fn insert(&mut self, id: impl Into<String>, state: CapState) {
         self.states.insert(id.into(), state);

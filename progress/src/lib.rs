@@ -6,14 +6,18 @@
 #![forbid(unsafe_code)]
 
 mod display;
+mod explain;
 mod format;
 mod plain;
 mod rawjson;
+mod reason;
 mod status;
 mod trace;
 mod tty;
 
 pub use crate::display::{Display, Mode, is_terminal};
+pub use crate::explain::Explanation;
+pub use crate::reason::{Difference, Reason};
 pub use crate::status::{
     Log, Position, ProgressGroup, Range, SolveStatus, SourceInfo, Status, Timestamp, Vertex, Warning,
 };

@@ -2,6 +2,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 
+use crate::reason::Reason;
+
 /// A point in time, UTC, written as RFC 3339 with the nanoseconds that are not zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp {
@@ -53,6 +55,9 @@ pub struct Vertex {
     /// The group it is shown as.
     #[serde(rename = "progressGroup", skip_serializing_if = "Option::is_none")]
     pub progress_group: Option<ProgressGroup>,
+    /// Why it was found or had to run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
 }
 
 /// Several steps shown as one.

@@ -1,6 +1,8 @@
 //! Who asks: credentials and an observer, lent for the time of one call.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use kiln_digest::Digest;
@@ -27,6 +29,12 @@ impl<'a> Access<'a> {
         Self::new(&Anonymous)
     }
 
+    /// Whose credentials are used.
+    #[must_use]
+    pub fn credentials(&self) -> &'a dyn Credentials {
+        self.credentials
+    }
+
     /// Tells `observer` what goes on.
     #[must_use]
     pub fn observed(mut self, observer: &'a dyn Observer) -> Self {
@@ -42,10 +50,18 @@ impl<'a> Access<'a> {
 /// 2. `token_authority` answers `Ok(Some)` when the lender fetches tokens itself; then only
 ///    `fetch_token` is called and no secret leaves the lender.
 /// 3. `credentials` answers `Ok(None)` when there are none for the host.
+/// 4. A lender for several holders answers `next_holder` with each that is not in `tried`, by identity, the preferred
+///    one first, so that what one may not can be tried with the next. Who lends for a single holder answers none.
 #[async_trait]
 pub trait Credentials: fmt::Debug + Send + Sync {
     /// Names the holder of these credentials.
     fn identity(&self) -> String;
+
+    /// Returns the next single holder who has not been tried.
+    fn next_holder(&self, tried: &HashSet<String>) -> Option<Arc<dyn Credentials>> {
+        let _ = tried;
+        None
+    }
 
     /// Returns the user name and secret for `host` (`registry-1.docker.io` for `docker.io`).
     async fn credentials(&self, host: &str) -> Result<Option<Credential>, BoxError>;

@@ -206,6 +206,11 @@ pub enum Kind {
 }
 
 impl Error {
+    /// Returns whether another holder of credentials may have more success.
+    pub fn is_of_holder(&self) -> bool {
+        self.kind() == Kind::Denied || matches!(self, Self::Credentials { .. })
+    }
+
     /// Returns the coarse class that callers branch on.
     #[must_use]
     pub fn kind(&self) -> Kind {

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -56,7 +56,9 @@ pub struct ImportedKeys {
     records: HashMap<KeyId, Vec<usize>>,
     links: HashMap<Link, Vec<usize>>,
     /// Whether the cache has a blob, as far as asked.
-    present: std::sync::Mutex<HashMap<Digest, Arc<OnceCell<bool>>>>,
+    present: Mutex<HashMap<Digest, Arc<OnceCell<bool>>>>,
+    /// What was opened, by record and result. Held, so that what turns out to be lost is not opened anew.
+    opened: Mutex<HashMap<(usize, usize), Ref>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -95,8 +97,20 @@ impl ImportedKeys {
                 }
             }
         }
-        let present = std::sync::Mutex::default();
-        Self { store, name: name.into(), root, config, layers, origin, target, keys, records, links, present }
+        Self {
+            store,
+            name: name.into(),
+            root,
+            config,
+            layers,
+            origin,
+            target,
+            keys,
+            records,
+            links,
+            present: Mutex::default(),
+            opened: Mutex::default(),
+        }
     }
 
     /// How many records it has.
@@ -174,6 +188,10 @@ impl ImportedKeys {
     /// Makes the lazy state of a result; `None` when one of its layers cannot be had.
     async fn open(&self, record: &CacheRecord) -> Result<Option<Ref>> {
         let Some((index, result)) = self.parse(&record.id) else { return Ok(None) };
+        let known = self.opened.lock().unwrap_or_else(PoisonError::into_inner).get(&(index, result)).cloned();
+        if let Some(known) = known {
+            return Ok(Some(known).filter(|known| !known.has_lost_part()));
+        }
         let Some(chain) = self.chain(index, result).filter(|chain| !chain.is_empty()) else {
             return Ok(None);
         };
@@ -200,7 +218,9 @@ impl ImportedKeys {
             let blob = LayerBlob { descriptor: stored, diff_id, source: source.clone() };
             top = Some(self.target.cache.lazy_layer(top.as_ref(), blob, options).await?);
         }
-        Ok(top)
+        let Some(top) = top.filter(|top| !top.has_lost_part()) else { return Ok(None) };
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert((index, result), top.clone());
+        Ok(Some(top))
     }
 
     /// Whether a blob can be had, here or there. Asked once.
@@ -209,7 +229,7 @@ impl ImportedKeys {
             return Ok(true);
         }
         let cell = {
-            let mut present = self.present.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(present.entry(blob.digest).or_default())
         };
         let ask = || async {

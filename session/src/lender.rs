@@ -4,6 +4,10 @@ use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 
 use crate::error::Error;
 use crate::sessions::{APPEAR_TIMEOUT, Session, Sessions};
@@ -26,6 +30,9 @@ impl Waiters for FixedWaiters {
         self.0.clone()
     }
 }
+
+/// How long one client may take for a short answer before the next one is asked as well.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Finds a session of someone who waits, anew for each use. Nothing keeps a session.
 #[derive(Clone, Debug)]
@@ -78,11 +85,7 @@ impl Lender {
         let mut last = None;
         let mut next = first.map(str::to_owned);
         loop {
-            let id = match next.take() {
-                Some(id) => Some(id),
-                None => self.waiters.sessions().into_iter().find(|id| !id.is_empty() && !tried.contains(id)),
-            };
-            let Some(id) = id else { break };
+            let Some(id) = next.take().or_else(|| self.next(&tried)) else { break };
             let outcome = match self.sessions.get(&id, APPEAR_TIMEOUT).await {
                 Ok(session) => work(session).await,
                 Err(error) => Err(error.into()),
@@ -94,5 +97,46 @@ impl Lender {
             tried.insert(id);
         }
         Err(last.unwrap_or_else(|| Error::NoSessions.into()))
+    }
+
+    /// As [`any`](Self::any), for short answers: while a client keeps silent, say because its network is gone, the next
+    /// one is asked as well, and the first answer counts.
+    ///
+    /// # Errors
+    /// As [`any`](Self::any).
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the questions.
+    pub async fn soonest<T, E, F, Fut>(&self, work: F) -> Result<T, E>
+    where
+        F: Fn(Session) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        E: From<Error>,
+    {
+        let work = &work;
+        let mut tried = HashSet::new();
+        let mut open = FuturesUnordered::new();
+        let mut last = None;
+        loop {
+            if let Some(id) = self.next(&tried) {
+                tried.insert(id.clone());
+                open.push(async move { work(self.sessions.get(&id, APPEAR_TIMEOUT).await?).await });
+            }
+            tokio::select! {
+                outcome = open.next() => match outcome {
+                    Some(Ok(done)) => return Ok(done),
+                    Some(Err(error)) => last = Some(error),
+                    None => return Err(last.unwrap_or_else(|| Error::NoSessions.into())),
+                },
+                () = tokio::time::sleep(PATIENCE) => {}
+            }
+        }
+    }
+
+    /// The next to ask of those who wait now: the first whose session is open, else the first.
+    pub fn next(&self, tried: &HashSet<String>) -> Option<String> {
+        let ids = self.waiters.sessions();
+        let left = || ids.iter().filter(|id| !id.is_empty() && !tried.contains(*id));
+        left().find(|id| self.sessions.is_open(id)).or_else(|| left().next()).cloned()
     }
 }

@@ -204,7 +204,7 @@ impl Sessions {
         self.shared.lock().get(id).filter(|session| !session.inner.closed.is_cancelled()).cloned()
     }
 
-    /// Whether a session of this id is open now.
+    /// Whether a session of this id, or of `<anything>:<id>`, is open at this moment.
     pub fn is_open(&self, id: &str) -> bool {
         self.find(id.split_once(':').map_or(id, |(_, id)| id)).is_some()
     }
@@ -242,6 +242,7 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.session.inner.closed.cancel();
+        tracing::debug!(session = self.session.id(), "session is over");
         let mut open = self.shared.lock();
         let id = &self.session.inner.id;
         // It may have been replaced by now.

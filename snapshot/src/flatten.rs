@@ -1,58 +1,157 @@
-//! Stacks deeper than overlayfs takes: their bottom, merged into one directory by hard links.
+//! Stacks deeper than overlayfs takes: runs of their layers, merged into one directory each by hard links.
+//!
+//! A merged directory is a difference like those it is made of: whiteouts and opaque marks stay in it. So a run can
+//! be merged wherever it lies in a stack, each layer is linked once, and a stack of N layers costs O(N) in all,
+//! however often it grows. Where a run ends is told by the names of its layers, not by their positions: stacks that
+//! have a part in common share the merged directories of that part.
 
-use std::ffi::OsStr;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kiln_rootdir::{Kind, Metadata, Root};
+use kiln_rootdir::{Metadata, Root};
 
 use crate::error::{Error, Result};
+use crate::marks;
 use crate::overlay::Places;
 use crate::snapshotter::SnapshotId;
 
 /// Overlayfs takes this many lower directories.
 const MAX_LOWERS: usize = 500;
-/// Snapshots are merged in steps of this many, so that a growing stack is merged anew only this often.
-const STEP: usize = 250;
+/// A run has about half of this many layers, and never more.
+const MAX_RUN: usize = 256;
+/// One name in so many ends a run.
+const RUN_ENDS: u64 = 128;
 /// The file in a merged directory that says which snapshots it is made of.
 const MEMBERS: &str = "members";
 
-/// Attributes by which overlayfs marks difference directories: they end in the merge.
-const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
-const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+/// The merged directories that are there.
+#[derive(Debug, Default)]
+pub(crate) struct Merged {
+    known: Mutex<Known>,
+    /// One at a time makes directories: what is made anew may not be what another is about to mount.
+    making: Mutex<()>,
+}
 
-/// Replaces the bottom of a stack that is too deep. `dirs` are the directories of `ids`.
-pub(crate) fn shorten(places: &Places, ids: &[SnapshotId], mut dirs: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
-    if dirs.len() <= MAX_LOWERS {
-        return Ok(dirs);
+#[derive(Debug, Default)]
+struct Known {
+    /// By key.
+    runs: HashMap<String, Arc<[SnapshotId]>>,
+    /// The keys that a snapshot is part of.
+    keys: HashMap<SnapshotId, Vec<String>>,
+}
+
+impl Merged {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let steps = (dirs.len() + 1 - MAX_LOWERS).div_ceil(STEP);
-    let top = dirs.split_off(steps * STEP);
-    let mut stack = vec![merged(places, &ids[..steps * STEP], &dirs)?];
-    stack.extend(top);
-    Ok(stack)
+
+    fn contains(&self, key: &str, ids: &[SnapshotId]) -> bool {
+        self.lock().runs.get(key).is_some_and(|run| **run == *ids)
+    }
+
+    fn insert(&self, key: String, ids: &[SnapshotId]) {
+        let mut known = self.lock();
+        for id in ids {
+            known.keys.entry(id.clone()).or_default().push(key.clone());
+        }
+        known.runs.insert(key, ids.into());
+    }
+
+    /// Forgets all that `id` is part of; their keys.
+    fn take(&self, id: &SnapshotId) -> Vec<String> {
+        let mut known = self.lock();
+        let keys = known.keys.remove(id).unwrap_or_default();
+        for key in &keys {
+            let Some(run) = known.runs.remove(key) else { continue };
+            for member in run.iter() {
+                if let Some(others) = known.keys.get_mut(member) {
+                    others.retain(|other| other != key);
+                    if others.is_empty() {
+                        known.keys.remove(member);
+                    }
+                }
+            }
+        }
+        keys
+    }
+}
+
+/// Finds the merged directories that an earlier process left.
+pub(crate) fn load(dir: &Path) -> Result<Merged> {
+    let merged = Merged::default();
+    let root = open(dir)?;
+    for entry in root.read_dir("/").map_err(failed(dir))? {
+        let members = root.read(Path::new(&entry.name).join(MEMBERS), u64::MAX / 2).unwrap_or_default();
+        let members = String::from_utf8_lossy(&members);
+        let ids: Vec<SnapshotId> = members.lines().filter_map(|line| SnapshotId::new(line).ok()).collect();
+        match entry.name.to_str() {
+            Some(name) if !ids.is_empty() => merged.insert(name.to_owned(), &ids),
+            _ => root.remove_all(&entry.name).map_err(failed(dir))?,
+        }
+    }
+    Ok(merged)
+}
+
+/// The directories of a stack of committed snapshots, no more than overlayfs takes.
+pub(crate) fn lower_dirs(places: &Places, ids: &[SnapshotId]) -> Result<Vec<PathBuf>> {
+    let mut surplus = ids.len().saturating_sub(MAX_LOWERS);
+    let mut dirs = Vec::with_capacity(ids.len().min(MAX_LOWERS));
+    let mut rest = ids;
+    while surplus > 0 && !rest.is_empty() {
+        let (run, above) = rest.split_at(run_length(rest));
+        dirs.push(merged(places, run)?);
+        surplus = surplus.saturating_sub(run.len() - 1);
+        rest = above;
+    }
+    for id in rest {
+        dirs.push(places.committed(id)?);
+    }
+    Ok(dirs)
 }
 
 /// Drops the merged directories that `id` is part of.
 pub(crate) fn forget(places: &Places, id: &SnapshotId) -> Result<()> {
-    let dir = places.merged();
-    let root = open(&dir)?;
-    for entry in root.read_dir("/").map_err(failed(&dir))? {
-        let members = root.read(Path::new(&entry.name).join(MEMBERS), u64::MAX / 2).unwrap_or_default();
-        if members.split(|byte| *byte == b'\n').any(|member| member == id.as_str().as_bytes()) {
-            places.discard(&dir.join(&entry.name))?;
-        }
-    }
-    Ok(())
+    places.merged.take(id).iter().try_for_each(|key| places.discard(&places.merged_dir().join(key)))
 }
 
-/// The directory that shows what the snapshots show together, made if it is not there.
-fn merged(places: &Places, ids: &[SnapshotId], dirs: &[PathBuf]) -> Result<PathBuf> {
-    let members: String = ids.iter().flat_map(|id| [id.as_str(), "\n"]).collect();
-    let home = places.merged().join(key(&members));
+/// How many layers the lowest run of a stack has.
+fn run_length(ids: &[SnapshotId]) -> usize {
+    let end =
+        ids.iter().take(MAX_RUN).skip(1).position(|id| hash(id.as_str().as_bytes()).is_multiple_of(RUN_ENDS));
+    end.map_or(ids.len().min(MAX_RUN), |end| end + 2)
+}
+
+/// The directory that holds what the differences of the snapshots are together, made if it is not there.
+fn merged(places: &Places, ids: &[SnapshotId]) -> Result<PathBuf> {
+    if let [only] = ids {
+        return places.committed(only);
+    }
+    let key = format!("{:016x}", hash(text(ids).as_bytes()));
+    made(places, key, ids, |target, path| {
+        ids.iter().try_for_each(|id| apply(&places.committed(id)?, target, path))
+    })
+}
+
+/// The directory of this key that is made of these snapshots, filled by `fill` if it is not there.
+pub(crate) fn made(
+    places: &Places,
+    key: String,
+    ids: &[SnapshotId],
+    fill: impl FnOnce(&Root, &Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let home = places.merged_dir().join(&key);
     let content = home.join("fs");
-    if std::fs::read(home.join(MEMBERS)).is_ok_and(|known| known == members.as_bytes()) {
+    let is_there = || places.merged.contains(&key, ids) && content.is_dir();
+    if is_there() {
+        return Ok(content);
+    }
+    let _making = places.merged.making.lock().unwrap_or_else(PoisonError::into_inner);
+    if is_there() {
         return Ok(content);
     }
     let beside = places.new_trash();
@@ -60,36 +159,23 @@ fn merged(places: &Places, ids: &[SnapshotId], dirs: &[PathBuf]) -> Result<PathB
     for dir in [&beside, &fresh] {
         std::fs::create_dir(dir).map_err(|source| Error::io("make directory", dir, source))?;
     }
-    let target = open(&fresh)?;
-    let earlier = ids.len() - STEP;
-    if earlier == 0 {
-        merge(&dirs[0], &target, &fresh)?;
-    } else {
-        merge(&merged(places, &ids[..earlier], &dirs[..earlier])?, &target, &fresh)?;
-    }
-    for dir in &dirs[earlier.max(1)..] {
-        merge(dir, &target, &fresh)?;
-    }
-    std::fs::write(beside.join(MEMBERS), &members).map_err(|source| Error::io("write", &beside, source))?;
-    match rustix::fs::rename(&beside, &home) {
-        Ok(()) => {}
-        // Somebody else was faster, and made the same.
-        Err(rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST) => places.discard(&beside)?,
-        Err(errno) => return Err(Error::io("rename", &beside, errno)),
-    }
+    fill(&open(&fresh)?, &fresh)?;
+    std::fs::write(beside.join(MEMBERS), text(ids)).map_err(|source| Error::io("write", &beside, source))?;
+    places.discard(&home)?;
+    rustix::fs::rename(&beside, &home).map_err(|errno| Error::io("rename", &beside, errno))?;
+    places.merged.insert(key, ids);
     Ok(content)
 }
 
-/// Applies the difference in `from` to `target`.
-fn merge(from: &Path, target: &Root, target_path: &Path) -> Result<()> {
+/// Applies the difference in `from` to the one in `target`, so that it is what both are on top of each other.
+fn apply(from: &Path, target: &Root, target_path: &Path) -> Result<()> {
     let source = open(from)?;
     let mut todo = vec![PathBuf::from("/")];
     // Times of directories are set last, when nothing is made in them any more.
     let mut times = Vec::new();
     while let Some(dir) = todo.pop() {
-        let shown = source.stat(&dir, false).map_err(failed(from))?;
-        let Some(shown) = shown else { continue };
-        enter(&source, target, &dir, &shown).map_err(failed(target_path))?;
+        let Some(shown) = source.stat(&dir, false).map_err(failed(from))? else { continue };
+        let there = enter(&source, target, &dir, &shown).map_err(failed(target_path))?;
         times.push((dir.clone(), shown));
         for (name, metadata) in source.read_dir_stat(&dir).map_err(failed(from))? {
             let path = dir.join(name);
@@ -97,11 +183,10 @@ fn merge(from: &Path, target: &Root, target_path: &Path) -> Result<()> {
                 todo.push(path);
                 continue;
             }
-            target.remove_all(&path).map_err(failed(target_path))?;
-            let is_whiteout = metadata.kind == Kind::CharDevice && metadata.rdev == (0, 0);
-            if !is_whiteout {
-                source.hard_link_to(&path, target, &path).map_err(failed(target_path))?;
+            if there {
+                target.remove_all(&path).map_err(failed(target_path))?;
             }
+            source.hard_link_to(&path, target, &path).map_err(failed(target_path))?;
         }
     }
     for (dir, shown) in times.iter().rev() {
@@ -110,47 +195,54 @@ fn merge(from: &Path, target: &Root, target_path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the directory `dir` of the target look as the source's.
-fn enter(source: &Root, target: &Root, dir: &Path, shown: &Metadata) -> kiln_rootdir::Result<()> {
+/// Makes the directory `dir` of the target look as the source's; whether something may be in it already.
+fn enter(source: &Root, target: &Root, dir: &Path, shown: &Metadata) -> kiln_rootdir::Result<bool> {
+    let attributes = marks::attributes(source, dir)?;
+    let mut opaque = marks::is_opaque(source, dir)?;
     let is_top = dir == Path::new("/");
-    let mut opaque = false;
-    for name in OPAQUE {
-        opaque |= source.get_xattr(dir, name)?.as_deref() == Some(b"y");
-    }
+    let mut there = is_top;
     if !is_top {
-        let there = target.stat(dir, false)?;
-        if there.as_ref().is_some_and(|there| opaque || !there.is_dir()) {
-            target.remove_all(dir)?;
+        match target.stat(dir, false)? {
+            None => {}
+            Some(found) if found.is_dir() && !opaque => {
+                there = true;
+                opaque = marks::is_opaque(target, dir)?;
+            }
+            Some(found) => {
+                // What hid the layers below goes on doing so.
+                opaque |= !found.is_dir();
+                target.remove_all(dir)?;
+            }
         }
-        if opaque || !there.is_some_and(|there| there.is_dir()) {
+        if !there {
             target.mkdir(dir, shown.mode)?;
         }
     }
     target.chown(dir, shown.uid, shown.gid)?;
     target.chmod(dir, shown.mode)?;
-    for name in target.list_xattrs(dir)? {
-        target.remove_xattr(dir, &name)?;
-    }
-    for name in source.list_xattrs(dir)? {
-        if !is_overlay(&name)
-            && let Some(value) = source.get_xattr(dir, &name)?
-        {
-            target.set_xattr(dir, &name, &value)?;
+    if there {
+        for name in target.list_xattrs(dir)? {
+            target.remove_xattr(dir, &name)?;
         }
     }
-    Ok(())
+    for (name, value) in &attributes {
+        target.set_xattr(dir, name, value)?;
+    }
+    if opaque {
+        marks::make_opaque(target, dir)?;
+    }
+    Ok(there)
 }
 
-fn is_overlay(name: &OsStr) -> bool {
-    OVERLAY.iter().any(|prefix| name.as_bytes().starts_with(prefix))
+fn text(ids: &[SnapshotId]) -> String {
+    ids.iter().flat_map(|id| [id.as_str(), "\n"]).collect()
 }
 
-/// A name for the members. Two lists of one name only cost a merge: the list itself is compared.
-fn key(members: &str) -> String {
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     let state = std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default();
     let mut hasher = state.build_hasher();
-    hasher.write(members.as_bytes());
-    format!("{:016x}", hasher.finish())
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 fn open(dir: &Path) -> Result<Root> {

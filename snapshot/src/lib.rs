@@ -6,19 +6,23 @@
 //! first. Which stacks exist is known elsewhere: a snapshotter keeps directories and may lose them.
 #![forbid(unsafe_code)]
 
+mod difference;
 mod error;
 mod flatten;
 mod in_place;
+mod marks;
 mod mount;
 mod mount_table;
 mod overlay;
 mod overlay_mount;
+mod skeleton;
 mod snapshotter;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod unmounted;
 mod usage;
 
+pub use crate::difference::difference;
 pub use crate::error::{Error, Result};
 pub use crate::in_place::{in_place, may_block};
 pub use crate::mount::{Mount, Mounted, TempMounted};

@@ -13,6 +13,7 @@ use crate::flatten;
 use crate::in_place::may_block;
 use crate::mount::{Mount, open_path};
 use crate::mount_table::detach_below;
+use crate::skeleton;
 use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
 use crate::usage::measure;
 
@@ -21,8 +22,8 @@ use crate::usage::measure;
 /// Under its root: `active/<id>/{fs,work}`, `committed/<id>/fs`, `staging/<id>/fs`, `merged/<key>/fs` (see
 /// below), and `trash`, where what is to go waits for it. Each appears and disappears by one rename.
 ///
-/// Overlayfs stacks 500 directories. Of deeper stacks the bottom is merged, by hard links, into one directory
-/// that is kept until one of its snapshots is removed.
+/// Overlayfs stacks 500 directories. Of deeper stacks runs of layers are merged, by hard links, into one directory
+/// each, which is kept until one of its snapshots is removed.
 #[derive(Clone, Debug)]
 pub struct OverlaySnapshotter {
     places: Arc<Places>,
@@ -45,9 +46,15 @@ impl OverlaySnapshotter {
             open_path(&dir).map_err(|errno| Error::io("open directory", &dir, errno))
         };
         let (active, committed) = (home("active")?, home("committed")?);
-        let places = Arc::new(Places { root, active, committed, trashed: AtomicU64::new(0) });
+        let merged = flatten::load(&root.join("merged"))?;
+        let places = Arc::new(Places { root, active, committed, merged, trashed: AtomicU64::new(0) });
         places.discard_leftovers()?;
         Ok(Self { places })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
     }
 
     async fn blocking<T: Send + 'static>(
@@ -86,6 +93,11 @@ impl Snapshotter for OverlaySnapshotter {
     async fn commit(&self, id: &SnapshotId) -> Result<Usage> {
         let id = id.clone();
         self.blocking(move |places| places.commit(&id)).await
+    }
+
+    async fn skeleton(&self, layers: &[SnapshotId]) -> Result<Option<SnapshotId>> {
+        let layers = layers.to_vec();
+        self.blocking(move |places| skeleton::make(places, &layers)).await
     }
 
     async fn reopen(&self, id: &SnapshotId) -> Result<()> {
@@ -146,13 +158,14 @@ pub(crate) struct Places {
     /// The directories of active and committed snapshots. A deep stack is many look-ups, which are short from here.
     active: OwnedFd,
     committed: OwnedFd,
+    pub(crate) merged: flatten::Merged,
     trashed: AtomicU64,
 }
 
 impl Places {
     fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
         // Checked first, so that a missing layer leaves nothing behind.
-        let lowers = self.lower_dirs(lowers)?;
+        let lowers = flatten::lower_dirs(self, lowers)?;
         if self.dir("committed", id).exists() {
             return Err(Error::Exists { id: id.clone() });
         }
@@ -179,11 +192,11 @@ impl Places {
         if !active.join("fs").is_dir() {
             return Err(Error::NotFound { id: id.clone() });
         }
-        Ok(active_mount(&active, self.lower_dirs(lowers)?))
+        Ok(active_mount(&active, flatten::lower_dirs(self, lowers)?))
     }
 
     fn view(&self, lowers: &[SnapshotId]) -> Result<Mount> {
-        let mut lowers = self.lower_dirs(lowers)?;
+        let mut lowers = flatten::lower_dirs(self, lowers)?;
         Ok(match lowers.len() {
             0 => Mount::Bind { source: self.root.join("empty"), read_only: true },
             1 => Mount::Bind { source: lowers.remove(0), read_only: true },
@@ -196,7 +209,7 @@ impl Places {
         if !active.join("fs").is_dir() {
             return Err(Error::NotFound { id: id.clone() });
         }
-        let usage = measure(&active.join("fs"))?;
+        let usage = skeleton::survey(&active)?;
         let committed = self.dir("committed", id);
         self.rename_new(&active, &committed, id)?;
         // From here on it is committed; the work directory is only litter.
@@ -242,7 +255,7 @@ impl Places {
         if self.dir("active", id).exists() {
             return Err(Error::Exists { id: id.clone() });
         }
-        let usage = measure(&staging.join("fs"))?;
+        let usage = skeleton::survey(&staging)?;
         self.rename_new(&staging, &self.dir("committed", id), id)?;
         Ok(usage)
     }
@@ -269,15 +282,14 @@ impl Places {
         Ok(ids)
     }
 
-    /// The directory of a committed snapshot.
+    /// The directory of a committed snapshot, or of a skeleton.
     pub(crate) fn committed(&self, id: &SnapshotId) -> Result<PathBuf> {
-        if !has(&self.committed, id) {
-            return Err(Error::NotFound { id: id.clone() });
-        }
-        Ok(self.dir("committed", id).join("fs"))
+        let dir = self.dir(if skeleton::is_one(id) { "merged" } else { "committed" }, id).join("fs");
+        let is_there = if skeleton::is_one(id) { dir.is_dir() } else { has(&self.committed, id) };
+        if is_there { Ok(dir) } else { Err(Error::NotFound { id: id.clone() }) }
     }
 
-    pub(crate) fn merged(&self) -> PathBuf {
+    pub(crate) fn merged_dir(&self) -> PathBuf {
         self.root.join("merged")
     }
 
@@ -305,11 +317,6 @@ impl Places {
         let mut dir = self.root.join(kind);
         dir.push(id.as_str());
         dir
-    }
-
-    fn lower_dirs(&self, lowers: &[SnapshotId]) -> Result<Vec<PathBuf>> {
-        let dirs = lowers.iter().map(|id| self.committed(id)).collect::<Result<Vec<_>>>()?;
-        flatten::shorten(self, lowers, dirs)
     }
 
     fn rename_new(&self, from: &Path, to: &Path, id: &SnapshotId) -> Result<()> {

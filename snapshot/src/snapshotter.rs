@@ -88,6 +88,13 @@ pub trait Snapshotter: fmt::Debug + Send + Sync + 'static {
     /// Makes an active snapshot immutable.
     async fn commit(&self, id: &SnapshotId) -> Result<Usage>;
 
+    /// What has to lie below a stack whose lowest layers are these, if they were not made on each other: a snapshot with
+    /// nothing but the directories in which they delete something. Overlayfs shows a deletion as a broken entry where
+    /// there is no such directory further down. None if they delete nothing. It goes with the first of the layers.
+    async fn skeleton(&self, _layers: &[SnapshotId]) -> Result<Option<SnapshotId>> {
+        Ok(None)
+    }
+
     /// Makes a committed snapshot active again, to be changed; one that is active stays so. The caller sees to it that
     /// nothing is stacked on it or mounted from it. A snapshotter that cannot answers [`Error::NotFound`].
     async fn reopen(&self, id: &SnapshotId) -> Result<()> {

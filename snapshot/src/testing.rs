@@ -2,5 +2,7 @@
 
 pub mod conformance;
 mod plain;
+mod scribble;
 
 pub use self::plain::PlainSnapshotter;
+pub use self::scribble::{describe, scribble};

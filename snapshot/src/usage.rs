@@ -4,10 +4,17 @@ use std::path::{Path, PathBuf};
 use kiln_rootdir::{Metadata, Root};
 
 use crate::error::{Error, Result};
+use crate::marks;
 use crate::snapshotter::Usage;
 
 /// What the tree at `dir` takes, its top directory's own name not counted.
 pub(crate) fn measure(dir: &Path) -> Result<Usage> {
+    survey(dir).map(|(usage, _)| usage)
+}
+
+/// What the tree at `dir` takes, and the directories in which it deletes something.
+pub(crate) fn survey(dir: &Path) -> Result<(Usage, Vec<PathBuf>)> {
+    let mut deletes = Vec::new();
     let failed = |source| Error::root("measure", dir, source);
     let root = Root::open(dir).map_err(failed)?;
     let mut usage = Usage::default();
@@ -23,6 +30,9 @@ pub(crate) fn measure(dir: &Path) -> Result<Usage> {
             }
             Err(error) => return Err(failed(error)),
         };
+        if entries.iter().any(|(_, metadata)| marks::is_whiteout(metadata)) {
+            deletes.push(path.clone());
+        }
         for (name, metadata) in entries {
             if counts(&metadata, &mut linked) {
                 usage.inodes += 1;
@@ -33,7 +43,7 @@ pub(crate) fn measure(dir: &Path) -> Result<Usage> {
             }
         }
     }
-    Ok(usage)
+    Ok((usage, deletes))
 }
 
 /// Whether the file was not seen under another name.

@@ -3,6 +3,7 @@
 mod calls;
 mod imports;
 mod job;
+mod limits;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -16,20 +17,25 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::driver::imports::Imports;
+use crate::driver::calls::FollowUp;
 use crate::driver::watch::Watch;
+#[cfg(not(any(test, feature = "testing")))]
+use crate::driver::watch::WatchedJob;
 use crate::error::{Error, Result, SolveError};
 use crate::key_graph::ResultKey;
 use crate::keys::CacheKeys;
 use crate::op::{JobContext, ResultRef};
 use crate::outcome::Outcome;
 use crate::progress::{JobLog, ProgressStream};
-use crate::scheduler::{BuildId, Effect, Event, JobId, Limits, Query, Scheduler, WorkId};
+use crate::scheduler::{BuildId, Event, JobId, Limits, Scheduler, WorkId};
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use crate::driver::calls::find;
 pub use crate::driver::imports::JobKeys;
 pub use crate::driver::job::Job;
+pub use crate::driver::limits::{LimitExceeded, LimitKind, TimeLimits};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use crate::driver::watch::WatchedJob;
 
 /// Solves graphs for many jobs at once. Cheap to clone.
 #[derive(Clone)]
@@ -72,16 +78,7 @@ impl Solver {
     pub fn new(keys: Arc<dyn CacheKeys>, options: SolverOptions) -> Self {
         let limits =
             Limits { processes: options.max_parallelism.unwrap_or(usize::MAX), light: options.max_light };
-        let state = State {
-            scheduler: Scheduler::new(limits),
-            jobs: HashMap::new(),
-            by_name: HashMap::new(),
-            works: HashMap::new(),
-            replies: HashMap::new(),
-            stopping: Vec::new(),
-            last_id: 0,
-            closed: false,
-        };
+        let state = State::new(limits);
         let (tracker, runtime) = (TaskTracker::new(), Handle::current());
         Self { shared: Arc::new(Shared { keys, state: Mutex::new(state), tracker, runtime }) }
     }
@@ -91,6 +88,14 @@ impl Solver {
     /// # Errors
     /// [`Error::JobExists`] while another job has that id.
     pub fn job(&self, id: &str, context: JobContext) -> Result<Job> {
+        self.limited_job(id, context, TimeLimits::default())
+    }
+
+    /// Makes a job that waits for each step as long as `limits` say. See [`Solver::job`].
+    ///
+    /// # Errors
+    /// [`Error::JobExists`] while another job has that id.
+    pub fn limited_job(&self, id: &str, context: JobContext, limits: TimeLimits) -> Result<Job> {
         let mut state = self.shared.lock();
         if state.by_name.contains_key(id) {
             return Err(Error::JobExists(id.to_owned()));
@@ -98,13 +103,7 @@ impl Solver {
         let job = JobId(state.fresh_id());
         let log = Arc::new(JobLog::new());
         state.by_name.insert(id.to_owned(), job);
-        let watched = WatchedJob {
-            context: Arc::clone(&context),
-            log: Arc::clone(&log),
-            templates: HashMap::new(),
-            imports: None,
-        };
-        state.jobs.insert(job, watched);
+        state.jobs.insert(job, WatchedJob::new(Arc::clone(&context), Arc::clone(&log), limits));
         self.shared.step(&mut state, Event::JobOpened(job));
         drop(state);
         Ok(Job::new(Arc::clone(&self.shared), job, id.to_owned(), context, log))
@@ -151,11 +150,11 @@ struct Shared {
     runtime: Handle,
 }
 
-struct State {
-    scheduler: Scheduler,
-    jobs: HashMap<JobId, WatchedJob>,
+pub(crate) struct State {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) jobs: HashMap<JobId, WatchedJob>,
     by_name: HashMap<String, JobId>,
-    works: HashMap<WorkId, Watch>,
+    pub(crate) works: HashMap<WorkId, Watch>,
     replies: HashMap<BuildId, oneshot::Sender<Result<Vec<CachedResult>, SolveError>>>,
     /// What was told to stop in the step under way.
     stopping: Vec<CancellationToken>,
@@ -163,17 +162,20 @@ struct State {
     closed: bool,
 }
 
-/// A job as the driver sees it.
-struct WatchedJob {
-    context: JobContext,
-    log: Arc<JobLog>,
-    /// The caches it has imported; none for most.
-    imports: Option<Arc<Imports>>,
-    /// What is fixed of the events of each vertex.
-    templates: HashMap<crate::vertex::VertexDigest, crate::progress::VertexEvent>,
-}
-
 impl State {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            scheduler: Scheduler::new(limits),
+            jobs: HashMap::new(),
+            by_name: HashMap::new(),
+            works: HashMap::new(),
+            replies: HashMap::new(),
+            stopping: Vec::new(),
+            last_id: 0,
+            closed: false,
+        }
+    }
+
     fn fresh_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
@@ -185,29 +187,25 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies an event and leaves the look-ups that follow from it to a task.
+    /// Applies an event and leaves what follows from it to a task.
     fn step(self: &Arc<Self>, state: &mut State, event: Event) {
-        let queries = self.apply(state, event);
-        if !queries.is_empty() {
+        let later = self.apply(state, event);
+        if !later.is_empty() {
             let shared = Arc::clone(self);
-            self.tracker.spawn_on(async move { shared.look_up(queries).await }, &self.runtime);
+            self.tracker.spawn_on(async move { shared.follow_up(later).await }, &self.runtime);
         }
     }
 
-    /// Applies an event and returns the look-ups that follow from it.
-    fn apply(self: &Arc<Self>, state: &mut State, event: Event) -> Vec<Query> {
+    /// Applies an event and returns what follows from it.
+    fn apply(self: &Arc<Self>, state: &mut State, event: Event) -> FollowUp {
         let mut effects = Vec::new();
         state.scheduler.step(event, &mut effects);
         state.stopping.clear();
-        let mut queries = Vec::new();
+        let mut later = FollowUp::default();
         for effect in effects {
-            if let Effect::Query(query) = effect {
-                queries.push(query);
-            } else {
-                self.carry_out(state, effect);
-            }
+            self.carry_out(state, effect, &mut later);
         }
-        queries
+        later
     }
 
     /// Ends a job; returns what fires when each call that only it waited for is over.
@@ -215,7 +213,7 @@ impl Shared {
         state.by_name.retain(|_, other| *other != job);
         self.step(state, Event::JobClosed(job));
         if let Some(job) = state.jobs.remove(&job) {
-            job.log.close(std::time::SystemTime::now());
+            job.close(std::time::SystemTime::now());
         }
         std::mem::take(&mut state.stopping)
     }

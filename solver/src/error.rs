@@ -49,6 +49,9 @@ pub enum OpErrorKind {
     Failed,
     /// The call was cancelled.
     Cancelled,
+    /// What the call needed of its jobs (credentials, secrets, files) none of those had that waited when it started.
+    /// The vertex fails for them; for jobs that came since the call starts again.
+    NotLent,
     /// The physical part of the result of this input (by position) is gone: it is made again, then the call repeated.
     LostInput(usize),
 }
@@ -62,6 +65,11 @@ impl OpError {
     /// The call was cancelled.
     pub fn cancelled() -> Self {
         Self::with_kind(OpErrorKind::Cancelled, "context canceled")
+    }
+
+    /// None of the jobs that wait could lend what the call needs.
+    pub fn not_lent(source: impl Into<BoxError>) -> Self {
+        Self::with_kind(OpErrorKind::NotLent, source)
     }
 
     /// The physical part of input number `input` is gone.

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::key::{KeyDigest, KeyId};
 use crate::key_source::Backlink;
 use crate::op::ResultRef;
+use crate::reason::{Memo, Remembered, Wanted};
 use crate::vertex::OutputIndex;
 
 /// Knows which results exist for which keys.
@@ -38,6 +39,11 @@ use crate::vertex::OutputIndex;
 ///     `created_at`. It returns their names, in order. All is published together or not at all.
 /// 12. `backlinks` returns the links that lead to a key; `siblings` the other keys without inputs that share a result
 ///     with it.
+/// 13. `save_with` is `save`, and saves the memo under the keys in the same transaction, in place of an older one. A
+///     memo goes with its key in the end; for some time after its result has gone it may stay to tell so.
+/// 14. `near` returns a bounded number of memos of this output: those saved with that name, that kin, one of those
+///     digests or that first input; newer ones rather than older ones. They come without listings, which `listing`
+///     returns by the memo's key and the input's number as long as they are kept.
 #[async_trait]
 pub trait CacheKeys: Debug + Send + Sync + 'static {
     /// Finds the keys with this op digest and output over these inputs. Short and synchronous; no network.
@@ -54,6 +60,33 @@ pub trait CacheKeys: Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// A dropped future has published all or nothing.
     async fn save(&self, keys: &[NewKey], result: Option<&ResultRef>) -> Result<Vec<KeyId>>;
+
+    /// Publishes a result as `save` does, with what it was made of. A store that remembers nothing needs no more than
+    /// this; one that wraps another hands the memo on.
+    ///
+    /// # Cancel safety
+    /// As `save`.
+    async fn save_with(
+        &self,
+        keys: &[NewKey],
+        result: Option<&ResultRef>,
+        memo: Option<&Memo>,
+    ) -> Result<Vec<KeyId>> {
+        let _ = memo;
+        self.save(keys, result).await
+    }
+
+    /// Returns what is remembered that comes near to what is wanted. Short and synchronous; no network. Decides nothing.
+    fn near(&self, wanted: &Wanted<'_>) -> Result<Vec<Remembered>> {
+        let _ = wanted;
+        Ok(Vec::new())
+    }
+
+    /// Returns what was written down of the content of an input of a remembered step.
+    fn listing(&self, key: &KeyId, input: usize) -> Result<Option<Vec<u8>>> {
+        let _ = (key, input);
+        Ok(None)
+    }
 
     /// Makes `to` findable through the inputs of `key` from now on.
     async fn link(&self, key: &NewKey, to: &KeyId) -> Result<()>;

@@ -18,12 +18,15 @@ mod keys;
 mod op;
 mod outcome;
 mod progress;
+mod reason;
 mod scheduler;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod vertex;
 
-pub use crate::driver::{CachedResult, Job, JobKeys, Solver, SolverOptions};
+pub use crate::driver::{
+    CachedResult, Job, JobKeys, LimitExceeded, LimitKind, Solver, SolverOptions, TimeLimits,
+};
 pub use crate::error::{Error, OpError, OpErrorKind, Result, SolveError};
 pub use crate::key::{KeyDigest, KeyId, ParseKeyError};
 pub use crate::key_graph::{KeyGraph, KeyInput, KeyNode, KeyNodeIndex, KeyOrigin, ResultKey};
@@ -36,6 +39,10 @@ pub use crate::outcome::{Hit, Matched, Outcome};
 pub use crate::progress::{
     CachedInference, LogEvent, ProgressEvent, ProgressStream, SourceRange, StatusEvent, StatusUpdate, Stream,
     VertexEvent, VertexProgress, WarningEvent,
+};
+pub use crate::reason::{
+    Change, Component, ContentChange, Difference, Fingerprint, GoneWhy, Memo, MemoInput, Miss, Remembered,
+    Wanted,
 };
 pub use crate::vertex::{
     Edge, Graph, OutputIndex, ProgressGroup, Vertex, VertexDigest, VertexIndex, VertexOptions,

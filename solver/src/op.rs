@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::OpError;
 use crate::key::KeyDigest;
 use crate::progress::VertexProgress;
+use crate::reason::{ContentChange, Fingerprint};
 
 /// Computes one vertex.
 ///
@@ -22,6 +23,8 @@ use crate::progress::VertexProgress;
 ///    always awaited, never dropped half way, except when the process ends.
 /// 5. An input whose physical part is missing is reported as [`OpErrorKind::LostInput`](crate::OpErrorKind), after
 ///    which that input is made again.
+/// 6. `fingerprint`, `listing` and `content_change` only tell people why the op had to run, and are asked beside `exec`.
+///    They are short, bounded and never fail the vertex; no secret is in what they return.
 #[async_trait]
 pub trait Op: Debug + Send + Sync + 'static {
     /// Says what identifies the op, its `index`-th way.
@@ -51,6 +54,31 @@ pub trait Op: Debug + Send + Sync + 'static {
     /// Returns which gate `exec` passes.
     fn slot(&self) -> Slot {
         Slot::None
+    }
+
+    /// Says what it is made of, so that it can be compared with what ran before.
+    async fn fingerprint(&self, cx: &OpContext) -> Fingerprint {
+        let _ = cx;
+        Fingerprint::default()
+    }
+
+    /// Writes down, in a form of its own, what of an input's content counts; asked for inputs that have a content key.
+    async fn listing(&self, cx: &OpContext, input: usize, result: Option<&ResultRef>) -> Option<Vec<u8>> {
+        let _ = (cx, input, result);
+        None
+    }
+
+    /// Says where two listings of an input differ. `now` is that of `result`, `then` one that was saved.
+    async fn content_change(
+        &self,
+        cx: &OpContext,
+        input: usize,
+        result: Option<&ResultRef>,
+        then: &[u8],
+        now: &[u8],
+    ) -> Option<ContentChange> {
+        let _ = (cx, input, result, then, now);
+        None
     }
 }
 

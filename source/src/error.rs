@@ -110,3 +110,14 @@ pub enum Error {
     #[error(transparent)]
     Directory(#[from] kiln_rootdir::Error),
 }
+
+impl Error {
+    /// Whether it was for want of something that another client may be able to lend.
+    pub fn is_of_lender(&self) -> bool {
+        match self {
+            Self::Registry(error) => error.is_of_holder(),
+            Self::Client(_) | Self::NoLayout(_) | Self::NoSession => true,
+            _ => false,
+        }
+    }
+}

@@ -1,11 +1,15 @@
 //! The ports of image sources, over sessions of whoever waits.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use kiln_content::{ContentStore, Descriptor, media_type};
 use kiln_registry::{Credential, Credentials, Document, Secret, Token, TokenRequest};
 use kiln_session::blobs::Blobs;
-use kiln_session::{Lender, auth};
+use kiln_session::{Lender, Session, auth};
 
 use crate::error::{BoxError, Error, Result};
 use crate::image::{Layout, Layouts};
@@ -13,15 +17,42 @@ use crate::image::{Layout, Layouts};
 /// The largest root document of a layout, in bytes.
 const MAX_ROOT: u64 = 4 << 20;
 
+/// How long a client may take for its credentials while others wait for the same: it may have to ask somebody, but its
+/// network may also be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Registry credentials of whoever waits, asked for anew each time.
 #[derive(Clone, Debug)]
-pub struct SessionCredentials(Lender);
+pub struct SessionCredentials {
+    lender: Lender,
+    /// The one session that is asked.
+    only: Option<String>,
+}
 
 impl SessionCredentials {
     /// Asks sessions that `lender` lends.
     #[must_use]
     pub fn new(lender: Lender) -> Self {
-        Self(lender)
+        Self { lender, only: None }
+    }
+
+    async fn ask<T, F, Fut>(&self, question: F) -> kiln_session::Result<T>
+    where
+        F: Fn(Session) -> Fut,
+        Fut: Future<Output = kiln_session::Result<T>>,
+    {
+        let Some(only) = &self.only else { return self.lender.soonest(question).await };
+        let answer = async {
+            let session = self.lender.sessions().get(only, kiln_session::APPEAR_TIMEOUT).await?;
+            question(session).await
+        };
+        if self.lender.ids().len() < 2 {
+            return answer.await;
+        }
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(kiln_session::Error::NoSession { id: only.clone() }),
+        }
     }
 }
 
@@ -29,11 +60,20 @@ impl SessionCredentials {
 impl Credentials for SessionCredentials {
     /// Tokens are shared by those whose preferred session is the same; a session's id is its client's secret.
     fn identity(&self) -> String {
-        self.0.ids().into_iter().find(|id| !id.is_empty()).unwrap_or_default()
+        let first = || self.lender.ids().into_iter().find(|id| !id.is_empty()).unwrap_or_default();
+        self.only.clone().unwrap_or_else(first)
+    }
+
+    fn next_holder(&self, tried: &HashSet<String>) -> Option<Arc<dyn Credentials>> {
+        if self.only.is_some() {
+            return None;
+        }
+        let only = self.lender.next(tried)?;
+        Some(Arc::new(Self { lender: self.lender.clone(), only: Some(only) }))
     }
 
     async fn credentials(&self, host: &str) -> Result<Option<Credential>, BoxError> {
-        let answer = self.0.any(async |session| auth::credentials(&session, host).await).await;
+        let answer = self.ask(async |session| auth::credentials(&session, host).await).await;
         match absent_is_none(answer)? {
             Some(found) if !found.secret.is_empty() => {
                 Ok(Some(Credential { username: found.username, secret: Secret::new(found.secret.reveal()) }))
@@ -43,7 +83,7 @@ impl Credentials for SessionCredentials {
     }
 
     async fn token_authority(&self, host: &str, salt: &[u8]) -> Result<Option<Vec<u8>>, BoxError> {
-        let answer = self.0.any(async |session| auth::token_authority(&session, host, salt).await).await;
+        let answer = self.ask(async |session| auth::token_authority(&session, host, salt).await).await;
         Ok(absent_is_none(answer)?.flatten().map(|key| key.to_vec()))
     }
 
@@ -54,7 +94,7 @@ impl Credentials for SessionCredentials {
             service: request.service,
             scopes: request.scopes,
         };
-        let token = self.0.any(async |session| auth::fetch_token(&session, wanted.clone()).await).await?;
+        let token = self.ask(async |session| auth::fetch_token(&session, wanted.clone()).await).await?;
         Ok(Token {
             token: Secret::new(token.token.reveal()),
             expires_in: u64::try_from(token.expires_in).unwrap_or_default(),

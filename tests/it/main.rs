@@ -1,13 +1,19 @@
 //! Integration tests through the real binaries, against a real registry, judged by skopeo and umoci.
 
 mod cache;
+mod cancel;
 mod daemon;
 mod errors;
 mod exporters;
 mod hostile;
 mod images;
 mod kiln;
+mod lending;
+mod limits;
+mod llb;
+mod reasons;
 mod registries;
 mod remote_cache;
 mod runs;
+mod sharing;
 mod support;

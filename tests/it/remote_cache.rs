@@ -147,7 +147,10 @@ fn a_changed_step_runs_with_what_depends_on_it() -> Result<()> {
 fn min_has_the_result_and_max_all_steps() -> Result<()> {
     let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
     let (min, max) = (Cache::new()?, Cache::new()?);
-    site.local(&[&min.export(""), &max.export(",mode=max")])?;
+    site.local(&[&max.export(",mode=max")])?;
+    // On a daemon that has made no layers for it yet.
+    let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+    site.local(&[&min.export("")])?;
     let results = |cache: &Cache| -> Result<usize> {
         let config = cache.config()?;
         let records = config["records"].as_array().context("no records")?;
@@ -298,7 +301,7 @@ fn two_imports_at_once_and_a_build_beside_them() -> Result<()> {
         let imports = [one.import(), two.import()];
         let imports: Vec<&str> = imports.iter().map(String::as_str).collect();
         let built = target.local(&imports)?;
-        assert_eq!(built.log.matches("importing cache manifest from").count() / 2, 2, "{}", built.log);
+        assert_eq!(built.log.matches("importing cache manifest from").count(), 2, "{}", built.log);
         run.join().map_err(|_| anyhow::anyhow!("the build beside panicked"))??.success()?;
         Ok(())
     });

@@ -118,7 +118,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    fn start(command: &mut Command) -> Result<Self> {
+    /// Starts one.
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -183,7 +184,7 @@ fn lock(log: &Mutex<String>) -> MutexGuard<'_, String> {
 
 /// A directory that a build wrote.
 pub(crate) struct Built {
-    dir: TempDir,
+    pub(crate) dir: TempDir,
     pub(crate) log: String,
 }
 
@@ -216,7 +217,7 @@ impl Image {
         Self::copy(tempfile::tempdir()?, source)
     }
 
-    fn copy(dir: TempDir, source: &str) -> Result<Self> {
+    pub(crate) fn copy(dir: TempDir, source: &str) -> Result<Self> {
         let to = format!("oci:{}:it", dir.path().join("layout").display());
         run("skopeo", &["copy", "--quiet", "--insecure-policy", "--src-tls-verify=false", source, &to])?;
         Ok(Self { dir })
@@ -350,6 +351,11 @@ pub(crate) fn processes_with(text: &str) -> Result<Vec<u32>> {
         }
     }
     Ok(found)
+}
+
+/// Sends a signal, by its short name, to a process.
+pub(crate) fn signal(name: &str, pid: u32) -> Result<()> {
+    run("kill", &["-s", name, &pid.to_string()]).map(drop)
 }
 
 /// A text that no other run of any test has.

@@ -8,6 +8,7 @@ mod layers;
 mod packages;
 mod quickstart;
 mod shell;
+mod simulate;
 mod test;
 mod vectors;
 
@@ -25,6 +26,8 @@ enum Task {
         /// Only tests whose name contains one of these.
         filters: Vec<String>,
     },
+    /// Run simulations of the scheduler: one seed with all its steps, or many.
+    Simulate(simulate::Options),
     /// Measure named scenarios, alone or in turn with a peer of the same API.
     Bench(bench::Options),
     /// Hold the binaries against a folder of recorded answers.
@@ -38,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         Task::Quickstart => quickstart::run(),
         Task::Test => test::run(),
         Task::Integration { filters } => integration::run(&filters),
+        Task::Simulate(options) => simulate::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Vectors(options) => vectors::run(&options),
         Task::Layers => layers::check(),

@@ -47,20 +47,7 @@ impl Ref {
             return Ok(known);
         }
         let mut slot = self.0.checksums.lock().await;
-        let received = self.record_type() == RecordType::LocalSource && self.parents().is_empty();
-        let mut tree = match slot.take() {
-            Some(tree) => tree,
-            None if received => match inner.trees.take(self.id()) {
-                Some(tree) => tree,
-                None => {
-                    let (reader, id) = (Arc::clone(inner), self.id().clone());
-                    let stored =
-                        blocking(move || reader.db().read(|connection| store::read(connection, &id)));
-                    stored.await?.unwrap_or_default()
-                }
-            },
-            None => Tree::default(),
-        };
+        let (mut tree, received) = self.take_tree(&mut slot).await?;
         let mount = self.mount(provider).await?;
         let wanted = selectors.to_vec();
         let (digest, mut tree) = blocking(move || {
@@ -97,9 +84,29 @@ impl Ref {
         *slot = Some(tree);
         Ok(digest)
     }
+
+    /// What is known of its tree, and whether it was received from a client.
+    pub(super) async fn take_tree(&self, slot: &mut Option<Tree>) -> Result<(Tree, bool)> {
+        let inner = self.0.inner();
+        let received = self.record_type() == RecordType::LocalSource && self.parents().is_empty();
+        let tree = match slot.take() {
+            Some(tree) => tree,
+            None if received => match inner.trees.take(self.id()) {
+                Some(tree) => tree,
+                None => {
+                    let (reader, id) = (Arc::clone(inner), self.id().clone());
+                    let stored =
+                        blocking(move || reader.db().read(|connection| store::read(connection, &id)));
+                    stored.await?.unwrap_or_default()
+                }
+            },
+            None => Tree::default(),
+        };
+        Ok((tree, received))
+    }
 }
 
-fn with_root<T>(mount: &Mount, f: impl FnOnce(&Root, &str) -> Result<T>) -> Result<T> {
+pub(super) fn with_root<T>(mount: &Mount, f: impl FnOnce(&Root, &str) -> Result<T>) -> Result<T> {
     let open = |path: &std::path::Path| Root::open(path).map_err(super::tree::io);
     match mount {
         Mount::Bind { source, .. } => f(&open(source)?, &source.display().to_string()),

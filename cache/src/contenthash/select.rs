@@ -12,9 +12,9 @@ use crate::{Error, Result};
 
 /// One entry that a selector with patterns takes.
 #[derive(Debug)]
-struct Item {
-    path: String,
-    key: Key,
+pub(super) struct Item {
+    pub(super) path: String,
+    pub(super) key: Key,
     /// It is what the path or wildcard itself matched, not something below.
     top: bool,
 }
@@ -76,7 +76,7 @@ fn base(path: &str) -> &str {
 }
 
 /// What the path, wildcard and patterns take, in the order of a walk, and the prefix that is not part of their names.
-fn select(
+pub(super) fn select(
     tree: &mut Tree,
     view: Option<&View<'_>>,
     path: &str,

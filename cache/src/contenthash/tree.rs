@@ -90,7 +90,7 @@ pub(super) fn path_of(key: &[u8]) -> Vec<u8> {
     key.iter().map(|&byte| if byte == 0 { b'/' } else { byte }).collect()
 }
 
-fn os_path(key: &[u8]) -> std::ffi::OsString {
+pub(super) fn os_path(key: &[u8]) -> std::ffi::OsString {
     let path = path_of(key);
     let path = path.strip_prefix(b"/").unwrap_or(&path);
     OsStr::from_bytes(if path.is_empty() { b"." } else { path }).to_owned()
@@ -335,6 +335,12 @@ impl Tree {
             from = [key.as_slice(), b"\x01"].concat();
         }
         found
+    }
+
+    /// Keys directly below a directory, which is listed first.
+    pub(super) fn listed_children(&mut self, view: &View<'_>, dir: &[u8]) -> Result<Vec<Key>> {
+        self.list(Some(view), dir)?;
+        Ok(self.children(dir))
     }
 
     /// The known keys of an entry and everything below it, in order, listed first when a view is there.

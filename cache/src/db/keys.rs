@@ -1,8 +1,9 @@
 //! Cache keys, links and results as rows.
 
+use kiln_solver::GoneWhy;
 use rusqlite::{Connection, Transaction, params};
 
-use crate::{RecordId, Result};
+use crate::{RecordId, Result, memos};
 
 /// A link between keys without its two ends.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -115,16 +116,17 @@ pub(crate) fn add_result(
 }
 
 /// Removes a record from all keys, and keys that lead nowhere any more.
-pub(crate) fn release_results(transaction: &Transaction<'_>, record: &RecordId) -> Result<()> {
+pub(crate) fn release_results(transaction: &Transaction<'_>, record: &RecordId, why: GoneWhy) -> Result<()> {
     let keys = keys_of(transaction, record.as_str())?;
     for key in keys {
         release_result(transaction, &key, record.as_str())?;
+        memos::result_gone(transaction, &key, why)?;
     }
     Ok(())
 }
 
 /// Removes one result, and keys that lead nowhere any more.
-pub(crate) fn release_result(transaction: &Transaction<'_>, key: &str, record: &str) -> Result<()> {
+fn release_result(transaction: &Transaction<'_>, key: &str, record: &str) -> Result<()> {
     transaction
         .prepare_cached("DELETE FROM key_results WHERE key = ?1 AND record = ?2")?
         .execute(params![key, record])?;

@@ -19,17 +19,28 @@ use crate::{
 /// How a record is made up, as the database says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// One layer on its parent.
     Layer,
+    /// The layers of its parents.
     Merge,
+    /// Those layers of one parent that the other does not have.
     Diff,
+    /// One layer on nothing, found by comparing its parents.
+    Compared,
 }
 
 impl Kind {
+    /// Whether it has a directory of its own.
+    pub(crate) fn has_snapshot(self) -> bool {
+        matches!(self, Self::Layer | Self::Compared)
+    }
+
     fn code(self) -> i64 {
         match self {
             Self::Layer => 0,
             Self::Merge => 1,
             Self::Diff => 2,
+            Self::Compared => 3,
         }
     }
 }
@@ -179,6 +190,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, RecordRow)> {
         0 => Kind::Layer,
         1 => Kind::Merge,
         2 => Kind::Diff,
+        3 => Kind::Compared,
         other => return Err(Error::damaged(id, format!("kind {other}"))),
     };
     let snapshot = row
@@ -324,7 +336,7 @@ pub(crate) fn forget(transaction: &Transaction<'_>, id: &RecordId) -> Result<Opt
             digests.extend(Digest::from_str(&row.get::<_, String>(0)?));
         }
     }
-    super::keys::release_results(transaction, id)?;
+    super::keys::release_results(transaction, id, kiln_solver::GoneWhy::Pruned)?;
     transaction.prepare_cached("DELETE FROM records WHERE seq = ?1")?.execute([seq])?;
     let mut blobs = Vec::new();
     for digest in digests {

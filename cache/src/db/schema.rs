@@ -18,7 +18,8 @@ CREATE TABLE meta (
 
 INSERT INTO meta (key, value) VALUES ('epoch', 1), ('synced', 0);
 
--- kind: 0 layer, 1 merge, 2 diff. snapshot: NULL when a layer is not unpacked, and for merge and diff.
+-- kind: 0 layer, 1 merge, 2 diff, 3 diff found by comparing, which is a layer of its own.
+-- snapshot: NULL when a layer is not unpacked, and for merge and diff.
 -- size and inodes: NULL when not measured. dirty: a mutable record is being written to.
 -- changed: the epoch in which its data was last written; epochs up to meta.synced are safe against a power loss.
 -- Times are nanoseconds since 1970, UTC.
@@ -98,6 +99,38 @@ CREATE TABLE key_links (
     PRIMARY KEY (key, input, digest, output, selector, target)
 ) WITHOUT ROWID;
 CREATE INDEX key_links_by_target ON key_links (target);
+
+-- What results were made of, to tell why a later step misses. name, kin, digest and base are hashes to find them by:
+-- of the vertex's name, of what it is a version of, of its op digest, of the key of its first input.
+-- gone: its results have gone; a growing number, with time and reason (0 pruned, 1 lost).
+CREATE TABLE memos (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL UNIQUE,
+    output INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    gone INTEGER,
+    gone_at INTEGER,
+    gone_why INTEGER,
+    name INTEGER,
+    kin INTEGER,
+    digest INTEGER,
+    base INTEGER,
+    body BLOB NOT NULL
+);
+CREATE INDEX memos_by_name ON memos (name) WHERE name IS NOT NULL;
+CREATE INDEX memos_by_kin ON memos (kin) WHERE kin IS NOT NULL;
+CREATE INDEX memos_by_digest ON memos (digest) WHERE digest IS NOT NULL;
+CREATE INDEX memos_by_base ON memos (base) WHERE base IS NOT NULL;
+CREATE INDEX memos_by_gone ON memos (gone) WHERE gone IS NOT NULL;
+
+-- What of an input's content counted, file by file.
+CREATE TABLE memo_listings (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    memo INTEGER NOT NULL REFERENCES memos (seq) ON DELETE CASCADE,
+    input INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX memo_listings_by_memo ON memo_listings (memo);
 
 -- Content checksums of a record's tree, path components separated by NUL.
 CREATE TABLE content_entries (

@@ -115,6 +115,18 @@ async fn the_store_keeps_the_contract_of_the_solver() {
 }
 
 #[tokio::test]
+async fn the_store_keeps_the_contract_of_memos() {
+    let fixture = Fixture::new().await;
+    let mut made = 0;
+    let result = async || {
+        made += 1;
+        let layer = fixture.layer(None, &format!("file{made}"), "1").await;
+        std::sync::Arc::new(layer) as kiln_solver::ResultRef
+    };
+    kiln_solver::testing::memo_conformance(&*fixture.cache.keys(), result).await;
+}
+
+#[tokio::test]
 async fn keys_of_one_session_do_not_outlive_the_daemon() {
     let fixture = Fixture::new().await;
     let keys = fixture.cache.keys();

@@ -1,4 +1,4 @@
-use kiln_cache::NoProvider;
+use kiln_cache::{NoProvider, Ref};
 
 use crate::support::{Fixture, files, options};
 
@@ -68,14 +68,60 @@ async fn a_difference_is_what_was_built_on_top() {
     let middle = fixture.layer(Some(&base), "b", "2").await;
     let top = fixture.layer(Some(&middle), "c", "3").await;
     let other = fixture.layer(None, "d", "4").await;
-    let diff = fixture.cache.diff(Some(&base), Some(&top), options("diff")).await.unwrap().unwrap();
+    let diff =
+        fixture.cache.diff(Some(&base), Some(&top), &NoProvider, options("diff")).await.unwrap().unwrap();
     assert_eq!(format!("{:?}", files(&diff).await), r#"{"b": "2", "c": "3"}"#);
-    assert!(fixture.cache.diff(Some(&top), Some(&top), options("")).await.unwrap().is_none());
-    assert!(fixture.cache.diff(None, None, options("")).await.unwrap().is_none());
-    let error = fixture.cache.diff(Some(&other), Some(&top), options("")).await.unwrap_err();
-    assert!(error.to_string().starts_with("unsupported: a difference between states"), "{error}");
+    assert!(fixture.cache.diff(Some(&top), Some(&top), &NoProvider, options("")).await.unwrap().is_none());
+    assert!(fixture.cache.diff(None, None, &NoProvider, options("")).await.unwrap().is_none());
+    assert_eq!(fixture.snapshot_count().await, 4, "nothing is written");
     let merged = fixture.cache.merge(&[other, diff], options("")).await.unwrap().unwrap();
     assert_eq!(format!("{:?}", files(&merged).await), r#"{"b": "2", "c": "3", "d": "4"}"#);
+}
+
+#[tokio::test]
+async fn a_difference_of_strangers_is_computed_and_stays() {
+    let fixture = Fixture::new().await;
+    let base = fixture.layer(None, "kept", "1").await;
+    let base = fixture.layer(Some(&base), "gone", "2").await;
+    let lower = fixture.layer(Some(&base), "changed", "3").await;
+    let upper = fixture.layer(None, "kept", "other").await;
+    let upper = fixture.layer(Some(&upper), "changed", "other").await;
+    let diff = |lower, upper| fixture.cache.diff(lower, upper, &NoProvider, options("diff"));
+    let found = diff(Some(&lower), Some(&upper)).await.unwrap().unwrap();
+    let nothing = diff(Some(&lower), None).await.unwrap().unwrap();
+    assert_eq!(found.layers().len(), 1);
+    let cache = &fixture.cache;
+    let merge = |refs: [Ref; 2]| async move { cache.merge(&refs, options("")).await.unwrap().unwrap() };
+    let merged = merge([lower.clone(), found.clone()]).await;
+    let want = r#"{"changed": "other", "kept": "other"}"#;
+    assert_eq!(format!("{:?}", files(&merged).await), want);
+    assert!(files(&merge([lower.clone(), nothing]).await).await.is_empty());
+    merged.finalize().await.unwrap();
+    let id = merged.id().clone();
+    drop((base, lower, upper, found, merged));
+    let merged = fixture.cache.get(&id).await.unwrap().unwrap();
+    assert_eq!(format!("{:?}", files(&merged).await), want);
+}
+
+#[tokio::test]
+async fn a_diamond_of_merges_costs_what_it_has_records() {
+    let fixture = Fixture::new().await;
+    let mut top = fixture.layer(None, "x0", "").await;
+    for level in 1..=24 {
+        let left = fixture.layer(Some(&top), &format!("x{level}"), "").await;
+        let right = fixture.layer(Some(&top), &format!("y{level}"), "").await;
+        top = fixture.cache.merge(&[left, right], options("")).await.unwrap().unwrap();
+        top = fixture.cache.merge(&[top.clone(), top], options("")).await.unwrap().unwrap();
+    }
+    assert_eq!(top.layers().len(), 49);
+    assert_eq!(files(&top).await.len(), 49);
+    top.finalize().await.unwrap();
+    let id = top.id().clone();
+    drop(top);
+    let fixture = fixture.reopen().await;
+    let again = fixture.cache.get(&id).await.unwrap().unwrap();
+    assert_eq!(files(&again).await.len(), 49);
+    assert_eq!(fixture.snapshot_count().await, 49);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::io::{IsTerminal as _, Read as _, stdin};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use kiln_cli::{Build, Error, Result, metadata, options, random_id};
+use kiln_cli::{Build, Error, Explain, Result, metadata, options, random_id};
 use kiln_client::SolveOptions;
 use kiln_client::api::pb;
 use kiln_client::attach::DockerConfig;
@@ -47,8 +47,9 @@ pub(crate) async fn run(
         Mode::Tty => Error::option(format!("{error}: provided file is not a console")),
         _ => Error::option(error.to_string()),
     })?;
+    let explain = if parsed.is("explain") { Explain::Runs } else { Explain::No };
     let client = connection.open(CONTEXT).await?;
-    let outcome = Build { options: solve, display, trace }.run(&client, stop).await;
+    let outcome = Build { options: solve, display, trace, explain }.run(&client, stop).await;
     if let Some(file) = parsed.text("ref-file") {
         write(file, |path| metadata::replace(path, reference.as_bytes()), outcome.is_ok())?;
     }

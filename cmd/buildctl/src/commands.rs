@@ -191,6 +191,7 @@ const BUILD: &[Flag] = &[
     Flag::new("proxy-network", Kind::Bool, "steps reach the network through the daemon's proxy only"),
     Flag::new("ref-file", Kind::Text, "file for the name of the build"),
     Flag::new("registry-auth-tlscontext", Kind::List, "TLS towards a registry: host=,ca=,cert=,key="),
+    Flag::new("explain", Kind::Bool, "say in the end of each step why it had to run"),
     Flag::new("debug-json-cache-metrics", Kind::Text, "file for counts of cached steps, or stdout, stderr"),
 ];
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use kiln_cache::{CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions};
 use kiln_content::LocalStore;
 use kiln_control::{Control, ControlOptions, Version};
-use kiln_engine::{Engine, Worker};
+use kiln_engine::{BuildLimits, Engine, Worker};
 use kiln_executor::{DnsConfig, WorkerNetwork};
 use kiln_frontend::Frontend;
 use kiln_frontend_dockerfile::DockerfileFrontend;
@@ -123,7 +123,11 @@ impl Parts {
         options.max_parallelism = settings.max_parallelism;
         let policies = policies(settings);
         tracing::info!(worker = %worker.id, "found worker");
-        let engine = Engine::new(worker, options, frontends(settings));
+        let mut limits = BuildLimits::default();
+        limits.step = settings.limits.step;
+        limits.silence = settings.limits.silence;
+        limits.build = settings.limits.build;
+        let engine = Engine::limited(worker, options, frontends(settings), limits);
         let version = Version {
             package: PACKAGE.to_owned(),
             version: VERSION.to_owned(),

@@ -32,6 +32,19 @@ pub(crate) struct File {
     pub(crate) frontend: Frontends,
     pub(crate) system: System,
     pub(crate) cache: Option<toml::Table>,
+    pub(crate) kiln: Kiln,
+}
+
+/// What the reference has no keys for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Kiln {
+    #[serde(rename = "stepTimeout")]
+    pub(crate) step_timeout: Option<ConfigDuration>,
+    #[serde(rename = "silenceTimeout")]
+    pub(crate) silence_timeout: Option<ConfigDuration>,
+    #[serde(rename = "buildTimeout")]
+    pub(crate) build_timeout: Option<ConfigDuration>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -343,6 +356,10 @@ insecure-entitlements = [ "network.host", "security.insecure", "device" ]
   allowedRepositories = []
 [system]
   platformsCacheMaxAge = "1h"
+[kiln]
+  stepTimeout = "2h"
+  silenceTimeout = 600
+  buildTimeout = "6h"
 "#;
 
     #[test]

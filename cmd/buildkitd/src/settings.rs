@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
-use crate::config::{Dns, File, GcPolicy, Registry, Worker};
-use crate::units::DiskSpace;
+use crate::config::{Dns, File, GcPolicy, Kiln, Registry, Worker};
+use crate::units::{ConfigDuration, DiskSpace};
 
 /// Environment variable read by the daemon itself besides those that flags name.
 pub(crate) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
@@ -54,6 +55,7 @@ pub(crate) struct Settings {
     pub(crate) dns: Option<Dns>,
     pub(crate) dockerfile_frontend: bool,
     pub(crate) gateway_frontend: bool,
+    pub(crate) limits: Limits,
     /// Flags and keys that were given and change nothing yet.
     pub(crate) without_effect: Vec<String>,
 }
@@ -71,6 +73,14 @@ pub(crate) struct GcLimits {
     pub(crate) reserved: Option<DiskSpace>,
     pub(crate) min_free: Option<DiskSpace>,
     pub(crate) max_used: Option<DiskSpace>,
+}
+
+/// Limits of time of every build.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits {
+    pub(crate) step: Option<Duration>,
+    pub(crate) silence: Option<Duration>,
+    pub(crate) build: Option<Duration>,
 }
 
 impl Settings {
@@ -171,6 +181,7 @@ impl Settings {
             dns: file.dns,
             dockerfile_frontend: file.frontend.dockerfile.enabled.unwrap_or(true),
             gateway_frontend: file.frontend.gateway.enabled.unwrap_or(true),
+            limits: limits(file.kiln)?,
             without_effect,
         })
     }
@@ -230,6 +241,20 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
         bail!("proxy network provider is not available");
     }
     Ok(())
+}
+
+fn limits(kiln: Kiln) -> Result<Limits> {
+    let limit = |name: &str, value: Option<ConfigDuration>| match value {
+        Some(ConfigDuration(limit)) if limit.is_zero() => {
+            bail!("kiln.{name} must be greater than zero: leave it out for no limit")
+        }
+        value => Ok(value.map(|value| value.0)),
+    };
+    Ok(Limits {
+        step: limit("stepTimeout", kiln.step_timeout)?,
+        silence: limit("silenceTimeout", kiln.silence_timeout)?,
+        build: limit("buildTimeout", kiln.build_timeout)?,
+    })
 }
 
 fn tls_files(args: &Args, file: &File) -> Result<Option<TlsFiles>> {
@@ -344,6 +369,7 @@ mod tests {
             ("d --containerd-worker=true", "", "not supported yet"),
             ("d --oci-worker-gc-keepstorage 1,x", "", "failed to parse free storage"),
             ("d", "[system]\nmaxRegistryConcurrency = 0", "must be greater than zero"),
+            ("d", "[kiln]\nstepTimeout = 0", "kiln.stepTimeout must be greater than zero"),
         ] {
             let error = format!("{:#}", merge(line, toml).expect_err(line));
             assert!(error.contains(want), "{line}: {error}");

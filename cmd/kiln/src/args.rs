@@ -16,6 +16,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Build a directory with a Dockerfile.
     Build(Box<BuildArgs>),
+    /// Build, and say of every step why it ran or came from the cache. Takes the flags of build.
+    Explain(Box<BuildArgs>),
     /// Show what the cache holds.
     Du(DuArgs),
     /// Remove what the cache holds and nothing needs.
@@ -71,6 +73,9 @@ pub(crate) struct BuildArgs {
     /// What the build may do (repeatable): network.host, security.insecure.
     #[arg(long)]
     pub(crate) allow: Vec<String>,
+    /// Say in the end of each step why it had to run.
+    #[arg(long)]
+    pub(crate) explain: bool,
     /// How progress is shown: auto, plain, tty, quiet or rawjson.
     #[arg(long, env = "BUILDKIT_PROGRESS", default_value = "auto")]
     pub(crate) progress: String,

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use kiln_cli::{Build, Error, Result, metadata, options};
+use kiln_cli::{Build, Error, Explain, Result, metadata, options};
 use kiln_client::SolveOptions;
 use kiln_client::attach::DockerConfig;
 use kiln_digest::Digest;
@@ -21,6 +21,19 @@ const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
 
 /// Builds, and says what was made.
 pub(crate) async fn run(args: Box<BuildArgs>, stop: &CancellationToken) -> Result<()> {
+    let explain = if args.explain { Explain::Runs } else { Explain::No };
+    build(args, explain, stop).await
+}
+
+/// Builds, and says of every step why it ran or did not.
+pub(crate) async fn explain(mut args: Box<BuildArgs>, stop: &CancellationToken) -> Result<()> {
+    if args.progress == "auto" {
+        args.progress = "quiet".to_owned();
+    }
+    build(args, Explain::All, stop).await
+}
+
+async fn build(args: Box<BuildArgs>, explain: Explain, stop: &CancellationToken) -> Result<()> {
     let mode: Mode = args.progress.parse().map_err(Error::option)?;
     let display = Display::stderr(mode).map_err(|error| Error::option(error.to_string()))?;
     let mut solve = solve_options(&args)?;
@@ -31,7 +44,7 @@ pub(crate) async fn run(args: Box<BuildArgs>, stop: &CancellationToken) -> Resul
     };
     let outcome = async {
         solve.exports = products.iter().map(Product::open).collect::<Result<_>>()?;
-        let outcome = Build { options: solve, display, trace: None }.run(&client, stop).await?;
+        let outcome = Build { options: solve, display, trace: None, explain }.run(&client, stop).await?;
         products.iter().try_for_each(Product::keep)?;
         Ok::<_, Error>(outcome)
     }

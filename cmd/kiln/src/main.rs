@@ -54,6 +54,7 @@ async fn run(args: Args, stop: &CancellationToken) -> Result<()> {
         match args.command {
             // This one stops by itself, and says goodbye.
             Command::Build(build) => build::run(build, stop).await,
+            Command::Explain(build) => build::explain(build, stop).await,
             Command::Du(du) => cache::disk_usage(du).await,
             Command::Prune(prune) => cache::prune(prune).await,
             Command::Stop => daemon::stop().await,

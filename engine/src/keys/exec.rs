@@ -13,7 +13,7 @@ pub(super) fn key(
     inputs: usize,
     unlazy: DepKey,
 ) -> Result<OpKey, KeyError> {
-    let json = gojson::pb("pb.ExecOp", &normalized(exec)?)?;
+    let json = gojson::pb("pb.ExecOp", &without_plain_root(normalized(exec)?))?;
     let host;
     let target = match target {
         Some(target) => target,
@@ -47,7 +47,7 @@ pub(super) fn key(
 }
 
 /// Leaves out what does not change the result.
-fn normalized(exec: &pb::ExecOp) -> Result<pb::ExecOp, KeyError> {
+pub(super) fn normalized(exec: &pb::ExecOp) -> Result<pb::ExecOp, KeyError> {
     let mut exec = exec.clone();
     let meta = exec.meta.as_mut().ok_or(KeyError::Invalid("exec op with no meta"))?;
     for host in &mut meta.extra_hosts {
@@ -62,7 +62,11 @@ fn normalized(exec: &pb::ExecOp) -> Result<pb::ExecOp, KeyError> {
             cache.sharing = 0;
         }
     }
-    // Early versions left mounts out by mistake, and keys of the plain case must not change.
+    Ok(exec)
+}
+
+/// Leaves the mounts of the plain case out: early versions did so by mistake, and keys must not change.
+fn without_plain_root(mut exec: pb::ExecOp) -> pb::ExecOp {
     if let [mount] = exec.mounts.as_slice()
         && mount.dest == "/"
         && !mount.readonly
@@ -74,12 +78,12 @@ fn normalized(exec: &pb::ExecOp) -> Result<pb::ExecOp, KeyError> {
     {
         exec.mounts.clear();
     }
-    Ok(exec)
+    exec
 }
 
 /// Whether a shared cache mount has the id that Dockerfiles give it by default: its destination, possibly
 /// after a namespace. Such ids were always part of the key.
-fn names_its_destination(mount: &pb::Mount) -> bool {
+pub(super) fn names_its_destination(mount: &pb::Mount) -> bool {
     let Some(cache) = &mount.cache_opt else { return true };
     let after_namespace = cache.id.split_once('/').map(|(_, rest)| rest);
     cache.sharing == pb::CacheSharingOpt::Shared as i32

@@ -1,8 +1,32 @@
 //! Why a definition cannot be loaded.
 
+use kiln_llb::VertexDigest;
 use kiln_llb::caps::Unsupported;
 
 use crate::load::PolicyError;
+
+/// What is wrong with one vertex. Shows as that.
+#[derive(Debug)]
+pub struct Located {
+    /// The vertex, as loaded.
+    pub vertex: VertexDigest,
+    /// The vertex, as sent.
+    pub sent: VertexDigest,
+    /// What is wrong with it.
+    pub error: LoadError,
+}
+
+impl std::fmt::Display for Located {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Located {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
 
 /// Why a definition cannot be loaded. Clients get it as `failed to load LLB: <text>`.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +73,9 @@ pub enum LoadError {
     /// A vertex needs something that was not granted.
     #[error("{0}")]
     NotAllowed(String),
+    /// One vertex is to blame.
+    #[error(transparent)]
+    At(Box<Located>),
     /// A vertex needs something that this daemon cannot do.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),

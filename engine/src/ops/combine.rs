@@ -16,7 +16,8 @@ use crate::worker::Worker;
 pub(crate) enum Combination {
     /// On top of each other, the last one uppermost.
     Merge,
-    /// What one has over the other. The vertex has an input for each side that is there.
+    /// What one has over the other. The vertex has an input for each side that is there. If neither is built on the
+    /// other, they are unpacked and compared.
     Diff { lower: bool, upper: bool },
     /// Each output is another reference to the input of this index.
     Passthrough { outputs: Vec<i64> },
@@ -52,12 +53,12 @@ impl Op for CombineOp {
 
     async fn exec(
         &self,
-        _cx: &OpContext,
+        cx: &OpContext,
         inputs: Vec<Option<ResultRef>>,
     ) -> Result<Vec<Option<ResultRef>>, OpError> {
         match &self.combination {
             Combination::Merge => self.merge(&inputs).await,
-            Combination::Diff { lower, upper } => self.diff(&inputs, *lower, *upper).await,
+            Combination::Diff { lower, upper } => self.diff(cx, &inputs, *lower, *upper).await,
             Combination::Passthrough { outputs } => pass(&inputs, outputs),
         }
     }
@@ -67,12 +68,16 @@ impl CombineOp {
     async fn merge(&self, inputs: &[Option<ResultRef>]) -> Result<Vec<Option<ResultRef>>, OpError> {
         let states: Vec<Ref> = common::refs(inputs)?.into_iter().flatten().collect();
         let merged = self.worker.cache.merge(&states, self.record()).await;
-        // Out of nothing comes no result at all, which is an error for whoever wants it.
-        Ok(merged.map_err(failed)?.map(common::result).map(Some).into_iter().collect())
+        match merged.map_err(failed)? {
+            Some(merged) => Ok(vec![Some(common::result(merged))]),
+            // Out of nothing comes no result at all.
+            None => Err(OpError::failed("invalid response from exec need 0 index but 0 results received")),
+        }
     }
 
     async fn diff(
         &self,
+        cx: &OpContext,
         inputs: &[Option<ResultRef>],
         has_lower: bool,
         has_upper: bool,
@@ -80,8 +85,13 @@ impl CombineOp {
         let mut states = common::refs(inputs)?.into_iter();
         let lower = if has_lower { states.next().flatten() } else { None };
         let upper = if has_upper { states.next().flatten() } else { None };
-        let difference = self.worker.cache.diff(lower.as_ref(), upper.as_ref(), self.record()).await;
-        Ok(vec![difference.map_err(failed)?.map(common::result)])
+        let provider = common::provider(&self.worker, cx);
+        let computed = self.worker.cache.diff(lower.as_ref(), upper.as_ref(), &provider, self.record());
+        let difference = tokio::select! {
+            difference = computed => difference.map_err(failed)?,
+            () = cx.cancel.cancelled() => return Err(OpError::cancelled()),
+        };
+        Ok(vec![difference.map(common::result)])
     }
 
     fn record(&self) -> RecordOptions {
@@ -101,4 +111,38 @@ fn pass(inputs: &[Option<ResultRef>], outputs: &[i64]) -> Result<Vec<Option<Resu
 
 fn failed(error: kiln_cache::Error) -> OpError {
     common::lost_or_failed(error, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_solver::ResultValue;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Numbered(u8);
+
+    impl ResultValue for Numbered {}
+
+    #[test]
+    fn outputs_are_the_inputs_that_they_name() {
+        let inputs: Vec<Option<ResultRef>> =
+            vec![Some(Arc::new(Numbered(7))), None, Some(Arc::new(Numbered(9)))];
+        for (outputs, want) in [
+            (&[0][..], "7"),
+            (&[2, 1, 2], "9 - 9"),
+            (&[3], "invalid passthrough output input index 3"),
+            (&[0, -1], "invalid passthrough output input index -1"),
+        ] {
+            let shown = |result: &Option<ResultRef>| {
+                let number = result.as_ref().and_then(|r| r.downcast::<Numbered>());
+                number.map_or("-".to_owned(), |n| n.0.to_string())
+            };
+            let got = match pass(&inputs, outputs) {
+                Ok(results) => results.iter().map(shown).collect::<Vec<_>>().join(" "),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(got, want, "{outputs:?}");
+        }
+    }
 }

@@ -50,10 +50,14 @@ pub(crate) async fn unlazy_all(
     }
 }
 
-/// A read-only mount of a state; of none, an error of the caller's.
-pub(crate) async fn view(state: Option<&Ref>, provider: &Provider) -> Result<Mount, OpError> {
+/// A read-only mount of a state, of the input of this index if it is one; of none, an error of the caller's.
+pub(crate) async fn view(
+    state: Option<&Ref>,
+    provider: &Provider,
+    input: Option<usize>,
+) -> Result<Mount, OpError> {
     let state = state.ok_or_else(|| OpError::failed("an empty state cannot be mounted"))?;
-    state.mount(provider).await.map_err(|e| lost_or_failed(e, None))
+    state.mount(provider).await.map_err(|e| lost_or_failed(e, input))
 }
 
 /// The content key of one input, for ops whose keys say which parts matter.
@@ -80,8 +84,15 @@ pub(crate) async fn content_key(
 pub(crate) fn lost_or_failed(error: kiln_cache::Error, input: Option<usize>) -> OpError {
     match input {
         Some(input) if error.is_lost() => OpError::lost_input(input, error),
+        _ if is_of_lender(&error) => OpError::not_lent(error),
         _ => OpError::failed(error),
     }
+}
+
+/// Whether a layer could not be fetched for want of what another client may be able to lend.
+fn is_of_lender(error: &kiln_cache::Error) -> bool {
+    let kiln_cache::Error::Fetch { source, .. } = error else { return false };
+    source.downcast_ref::<kiln_source::Error>().is_some_and(kiln_source::Error::is_of_lender)
 }
 
 /// Runs blocking work off the runtime.
@@ -142,7 +153,7 @@ impl OpKey {
         CacheMapPart { map: self.map(), last: true }
     }
 
-    fn content_selectors(&self, input: usize) -> Vec<ContentSelector> {
+    pub(crate) fn content_selectors(&self, input: usize) -> Vec<ContentSelector> {
         let selectors = self.deps.get(input).and_then(|d| d.content.clone()).unwrap_or_default();
         let convert = |s: crate::keys::ContentSelector| ContentSelector {
             path: s.path,

@@ -238,9 +238,10 @@ impl Run<'_> {
         };
         let owners = self.owners(&kind).await?;
         let dest = self.writable(action.input, &kind).await?;
+        let secondary = self.input_index(action.secondary_input);
         let mount = dest.mount().await.map_err(|e| common::lost_or_failed(e, None))?;
         let source_mount = match &source {
-            Some(Some(source)) => Some(common::view(Some(source), self.provider).await?),
+            Some(Some(source)) => Some(common::view(Some(source), self.provider, secondary).await?),
             _ => None,
         };
         let name = self.op.name.clone();
@@ -296,7 +297,12 @@ impl Run<'_> {
             .cache
             .new_mutable(parent.as_ref(), options)
             .await
-            .map_err(|e| common::lost_or_failed(e, usize::try_from(index).ok()))
+            .map_err(|e| common::lost_or_failed(e, self.input_index(index)))
+    }
+
+    /// Which input an index means, if it means one.
+    fn input_index(&self, index: i64) -> Option<usize> {
+        usize::try_from(index).ok().filter(|index| *index < self.inputs.len())
     }
 
     /// The state behind an index, to be read.
@@ -341,7 +347,10 @@ impl Run<'_> {
         match owner.group.as_ref().and_then(|u| u.user.as_ref()) {
             Some(pb::user_opt::User::ById(id)) => ids.gid = *id,
             Some(pb::user_opt::User::ByName(named)) => {
-                ids.gid = self.lookup(named, "/etc/group").await?.map_or(0, |fields| number(&fields, 2));
+                // An unknown group leaves the user's.
+                if let Some(fields) = self.lookup(named, "/etc/group").await? {
+                    ids.gid = number(&fields, 2);
+                }
             }
             None => {}
         }
@@ -358,7 +367,7 @@ impl Run<'_> {
             return Err(OpError::failed(FileOpError::UserInput));
         }
         let Some(state) = self.readable(index).await? else { return Ok(None) };
-        let mount = common::view(Some(&state), self.provider).await?;
+        let mount = common::view(Some(&state), self.provider, self.input_index(named.input)).await?;
         let name = named.name.clone();
         common::blocking(move || {
             let mounted = mount.with_temp().map_err(OpError::failed)?;

@@ -3,11 +3,14 @@
 mod combine;
 pub(crate) mod common;
 mod exec;
+mod explained;
 mod file;
+pub(crate) mod nested;
 pub(crate) mod source;
 
 use std::sync::Arc;
 
+use kiln_digest::Digest;
 use kiln_llb::pb::op::Op as Kind;
 use kiln_solver::{
     Edge, Graph, Op, OutputIndex, ProgressGroup, Vertex, VertexDigest, VertexIndex, VertexOptions,
@@ -18,23 +21,21 @@ use crate::error::{Error, Result};
 use crate::keys::{self, OpKey};
 use crate::load::{self, LoadedGraph, LoadedVertex};
 use crate::ops::combine::{Combination, CombineOp};
+use crate::ops::explained::Explained;
 use crate::worker::Worker;
 
 /// Says in an index that there is no input.
 const NO_INPUT: i64 = -1;
 
-/// Puts ops of the worker behind the vertices of a loaded definition.
+/// Puts ops of the worker behind the vertices of a loaded definition, which is solved within `depth` other builds.
 pub(crate) fn graph(
     worker: &Arc<Worker>,
     loaded: &LoadedGraph,
     resolutions: &Arc<Resolutions>,
+    depth: u32,
 ) -> Result<Graph> {
-    let pruned: Vec<String> = loaded.pruned_cache_ids.keys().cloned().collect();
-    let vertices = loaded
-        .vertices
-        .iter()
-        .map(|v| vertex(worker, v, resolutions, &pruned))
-        .collect::<Result<Vec<_>>>()?;
+    let vertices = loaded.vertices.iter().map(|v| vertex(worker, v, resolutions, depth));
+    let vertices = vertices.collect::<Result<Vec<_>>>()?;
     Graph::new(vertices).map_err(|e| Error::request(e.to_string()))
 }
 
@@ -48,7 +49,7 @@ fn vertex(
     worker: &Arc<Worker>,
     vertex: &LoadedVertex,
     resolutions: &Arc<Resolutions>,
-    pruned: &[String],
+    depth: u32,
 ) -> Result<Vertex> {
     let options = VertexOptions {
         ignore_cache: vertex.ignore_cache,
@@ -64,9 +65,37 @@ fn vertex(
         digest: VertexDigest(vertex.digest.digest()),
         name: vertex.name.clone(),
         inputs: vertex.inputs.iter().map(|e| edge(*e)).collect::<Result<_>>()?,
-        op: op(worker, vertex, resolutions, pruned).map_err(|error| of_vertex(vertex, error))?,
+        op: explained(
+            worker,
+            vertex,
+            op(worker, vertex, resolutions, depth).map_err(|error| of_vertex(vertex, error))?,
+        ),
         options,
     })
+}
+
+/// Lets an op say what it is made of. Sources know that themselves.
+fn explained(worker: &Arc<Worker>, vertex: &LoadedVertex, inner: Arc<dyn Op>) -> Arc<dyn Op> {
+    match &vertex.op.op {
+        None | Some(Kind::Source(_)) => inner,
+        Some(_) => {
+            Arc::new(Explained { inner, definition: Arc::clone(&vertex.op), worker: Arc::clone(worker) })
+        }
+    }
+}
+
+/// Tells the directories of whichever client asks from each other: clients with equal definitions are not given each
+/// other's files.
+pub(crate) fn set_apart_directories(graph: &mut LoadedGraph, session: &str) {
+    for vertex in &mut graph.vertices {
+        if let Some(Kind::Source(op)) = &vertex.op.op
+            && op.identifier.starts_with("local://")
+            && op.attrs.get("local.session").is_none_or(String::is_empty)
+        {
+            let digest = vertex.digest.digest();
+            vertex.digest = Digest::of(format!("{digest} {session}")).into();
+        }
+    }
 }
 
 /// Says which vertex a refusal is about; where that is in the input is for the caller to add.
@@ -83,14 +112,11 @@ fn op(
     worker: &Arc<Worker>,
     vertex: &LoadedVertex,
     resolutions: &Arc<Resolutions>,
-    pruned: &[String],
+    depth: u32,
 ) -> Result<Arc<dyn Op>> {
     let key = || -> Result<OpKey> {
         let found = keys::op_key(&vertex.op).map_err(|e| Error::request(e.to_string()))?;
         found.ok_or_else(|| Error::request(format!("`{}` has no cache key", vertex.name)))
-    };
-    let unsupported = |what: &str| {
-        Error::request(format!("{what} operations are not supported yet (step `{}`)", vertex.name))
     };
     let combine = |combination| -> Result<Arc<dyn Op>> {
         Ok(Arc::new(CombineOp {
@@ -111,7 +137,7 @@ fn op(
             op: op.clone(),
             key: key()?,
             resources: vertex.linux_resources.clone(),
-            pruned_caches: if vertex.ignore_cache { pruned.to_vec() } else { Vec::new() },
+            vertex: VertexDigest(vertex.digest.digest()),
         }),
         Some(Kind::File(op)) => {
             let files = file::Files { worker: worker.clone(), op: op.clone(), name: vertex.name.clone() };
@@ -123,7 +149,10 @@ fn op(
             upper: op.upper.is_some_and(|u| u.input != NO_INPUT),
         })?,
         Some(Kind::Passthrough(op)) => combine(Combination::Passthrough { outputs: op.outputs.clone() })?,
-        Some(Kind::Build(_)) => return Err(unsupported("nested build")),
-        None => return Err(unsupported("unknown")),
+        Some(Kind::Build(op)) => {
+            let inputs = vertex.inputs.len();
+            Arc::new(nested::BuildOp::new(worker, op, key()?, inputs, depth)?)
+        }
+        None => return Err(Error::request(format!("step `{}` has no operation", vertex.name))),
     })
 }

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use kiln_digest::Digest;
 use kiln_llb::pb;
 use kiln_registry::Access;
-use kiln_solver::{CacheMapPart, Op, OpContext, OpError, ResultRef};
-use kiln_source::image::{Image, ImageRequest, Resolutions};
+use kiln_solver::{CacheMapPart, Fingerprint, Op, OpContext, OpError, ResultRef};
+use kiln_source::image::{Image, ImageRequest, Origin, Resolutions};
 use kiln_source::local::{LocalRequest, Locals};
 
 use crate::lending::Lending;
@@ -109,14 +109,38 @@ impl Op for SourceOp {
             }
         }
     }
+
+    async fn fingerprint(&self, cx: &OpContext) -> Fingerprint {
+        let mut out = Fingerprint::default();
+        // Directories of clients are looked at in every build.
+        let SourceKind::Image(request) = &self.kind else { return out };
+        let (name, tag) = match &request.origin {
+            Origin::Registry(reference) => (reference.name(), reference.tag().unwrap_or_default().to_owned()),
+            Origin::Layout(layout) => (layout.name.clone(), String::new()),
+        };
+        out.set_kin(&format!("image {name}"));
+        out.add("image", &name);
+        out.add("tag", &tag);
+        // It has been resolved for its key, and is remembered.
+        if let Ok(image) = cancellable(cx, resolve(&self.worker, cx, request, &self.resolutions)).await {
+            out.add("digest of the image", &image.root.digest.to_string());
+        }
+        out.add("platform", &request.platform.to_string());
+        let limit = request.layer_limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+        out.add("limit of layers", &limit);
+        out
+    }
 }
 
-async fn cancellable<T, E>(cx: &OpContext, work: impl Future<Output = Result<T, E>>) -> Result<T, OpError>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
+async fn cancellable<T>(
+    cx: &OpContext,
+    work: impl Future<Output = kiln_source::Result<T>>,
+) -> Result<T, OpError> {
     tokio::select! {
-        done = work => done.map_err(OpError::failed),
+        done = work => done.map_err(|error| match error.is_of_lender() {
+            true => OpError::not_lent(error),
+            false => OpError::failed(error),
+        }),
         () = cx.cancel.cancelled() => Err(OpError::cancelled()),
     }
 }

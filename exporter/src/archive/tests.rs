@@ -1,4 +1,4 @@
-use std::io::Seek as _;
+use std::io::{Read as _, Seek as _};
 
 use expect_test::expect;
 use kiln_content::tar::Reader;

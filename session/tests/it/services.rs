@@ -277,3 +277,25 @@ async fn work_goes_on_with_another_waiter() {
     let outcome: Result<(), Error> = nobody.any(async |_| Ok(())).await;
     assert_eq!(outcome.unwrap_err().to_string(), "no active sessions");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_client_is_not_waited_for_alone() {
+    let sessions = Sessions::new();
+    let _one = attach(&sessions, "one", Attachments::new());
+    let _three = attach(&sessions, "three", Attachments::new());
+    let waiters = FixedWaiters(["one", "two", "three"].map(str::to_owned).to_vec());
+    let lender = Lender::new(sessions.clone(), Arc::new(waiters));
+    sessions.get("one", Duration::from_secs(5)).await.unwrap();
+    sessions.get("three", Duration::from_secs(5)).await.unwrap();
+    let answer: Result<String, Error> = lender
+        .soonest(async |session| match session.id() {
+            "one" => std::future::pending().await,
+            id => Ok(id.to_owned()),
+        })
+        .await;
+    // The second has never appeared: those who are there come first.
+    assert_eq!(answer.unwrap(), "three");
+    let refused: Result<(), Error> =
+        lender.soonest(async |session| Err(Error::Closed { id: session.id().to_owned() })).await;
+    assert!(refused.is_err());
+}

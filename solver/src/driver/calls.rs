@@ -1,44 +1,50 @@
 //! Calls and look-ups.
 
-use std::panic::AssertUnwindSafe;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
 
+use crate::driver::limits::Measured;
 use crate::driver::{Shared, State};
-use crate::error::{OpError, Result};
-use crate::keys::Lookup;
+use crate::error::{Error, OpError, Result};
+use crate::key::KeyId;
+use crate::keys::{Lookup, NewKey};
 use crate::op::OpContext;
+use crate::reason::{Memo, RunFacts, Study, study};
 use crate::scheduler::{Call, Effect, Event, Found, Query, Reply, WorkId};
 
 /// Look-ups done in a row before other tasks get their turn.
 const LOOKUPS_PER_TURN: usize = 64;
 
+/// What follows from an event and takes a moment. Whoever brought the event does it, one thing after the other, so that
+/// what waits anywhere is bounded by the calls under way and the vertices they concern.
+#[derive(Debug, Default)]
+pub(super) struct FollowUp {
+    queries: VecDeque<Query>,
+    links: Vec<(NewKey, KeyId)>,
+}
+
+impl FollowUp {
+    pub(super) fn is_empty(&self) -> bool {
+        self.queries.is_empty() && self.links.is_empty()
+    }
+}
+
 impl Shared {
-    /// Carries out an effect; none of these takes time.
-    pub(super) fn carry_out(self: &Arc<Self>, state: &mut State, effect: Effect) {
+    /// Carries out an effect, or puts it off. None of them takes time here.
+    pub(super) fn carry_out(self: &Arc<Self>, state: &mut State, effect: Effect, later: &mut FollowUp) {
         match effect {
-            Effect::Query(query) => {
-                let shared = Arc::clone(self);
-                self.tracker.spawn_on(async move { shared.look_up(vec![query]).await }, &self.runtime);
-            }
+            Effect::Query(query) => later.queries.push_back(query),
+            Effect::Link { key, to } => later.links.push((key, to)),
             Effect::Start { work, call } => self.start(state, work, call),
-            Effect::Link { key, to } => {
-                let keys = Arc::clone(&self.keys);
-                let link = async move {
-                    if let Err(error) = keys.link(&key, &to).await {
-                        tracing::warn!(%error, key = %to, "cannot link cache key");
-                    }
-                };
-                self.tracker.spawn_on(link, &self.runtime);
-            }
             Effect::BuildDone { build, result } => {
                 if let Some(reply) = state.replies.remove(&build) {
                     // Whoever asked may have gone.
                     let _ = reply.send(result);
                 }
             }
-            Effect::Announce { job, graph, vertices } => state.announce(job, &graph, &vertices),
             Effect::Cancel(work) => {
                 if let Some(watch) = state.works.get(&work) {
                     watch.cancel.cancel();
@@ -46,53 +52,78 @@ impl Shared {
                     state.stopping.push(over);
                 }
             }
-            Effect::Joined { work, job, vertex } => state.joined(work, job, vertex),
-            Effect::Left { work, job, vertex } => state.left(work, job, vertex),
-            Effect::Started(work) => state.started(work),
-            Effect::Ended { work, shown } => state.ended(work, shown),
-            Effect::Cached { job, vertex, outcome } => state.cached(job, vertex, outcome),
+            Effect::Joined { work, job, vertex } => {
+                state.show(Effect::Joined { work, job, vertex });
+                self.guard(state, work);
+            }
+            shown => state.show(shown),
         }
     }
 
     fn start(self: &Arc<Self>, state: &mut State, work: WorkId, call: Call) {
+        // What runs is studied meanwhile, and what that gives is saved with the results.
+        let facts = matches!(call, Call::Exec { .. }).then(|| state.scheduler.facts(work)).flatten();
         let watch = state.works.entry(work).or_default();
         watch.renew();
+        watch.guard.measured = match &call {
+            Call::Exec { op, .. } => Measured::start(op),
+            _ => None,
+        };
         let context = watch.context();
+        let memo = watch.study.as_ref().and_then(|study| study.memo.clone());
+        self.guard(state, work);
         let simple = matches!(call, Call::Load { .. } | Call::Lost { .. });
         let shared = Arc::clone(self);
         let task = async move {
             let failed = failure(&call);
-            let reply = AssertUnwindSafe(shared.call(call, &context)).catch_unwind().await;
+            let done = AssertUnwindSafe(shared.call(call, &context, facts, memo)).catch_unwind().await;
             // A panic has been reported by the hook; the vertex fails with it.
-            let reply =
-                reply.unwrap_or_else(|_| failed(OpError::failed("internal error: the step panicked")));
-            let queries = {
+            let (reply, study) =
+                done.unwrap_or_else(|_| (failed(OpError::failed("internal error: the step panicked")), None));
+            let later = {
                 let mut state = shared.lock();
-                let queries = shared.apply(&mut state, Event::Done { work, reply });
+                if let Some(watch) = state.works.get_mut(&work).filter(|_| study.is_some()) {
+                    watch.study = study;
+                }
+                let later = shared.apply(&mut state, Event::Done { work, reply });
                 if simple {
                     state.forget_if_unseen(work);
                 }
-                queries
+                later
             };
-            shared.look_up(queries).await;
+            shared.follow_up(later).await;
         };
         self.tracker.spawn_on(task, &self.runtime);
     }
 
-    async fn call(&self, call: Call, cx: &OpContext) -> Reply {
-        match call {
+    async fn call(
+        &self,
+        call: Call,
+        cx: &OpContext,
+        facts: Option<RunFacts>,
+        memo: Option<Arc<Memo>>,
+    ) -> (Reply, Option<Study>) {
+        let reply = match call {
             Call::CacheMap { op, index } => Reply::CacheMap(op.cache_map(cx, index).await),
             Call::ContentKey { op, input, result } => {
                 Reply::ContentKey(op.content_key(cx, input, result.as_ref()).await)
             }
-            Call::Exec { op, inputs } => Reply::Exec(op.exec(cx, inputs).await),
+            Call::Exec { op, inputs } => {
+                let studying = async {
+                    let study = study(&*self.keys, &*op, cx, &inputs, facts?);
+                    // Without a reason a vertex is as good.
+                    AssertUnwindSafe(study).catch_unwind().await.ok()
+                };
+                let (results, study) = futures::join!(op.exec(cx, inputs.clone()), studying);
+                return (Reply::Exec(results), study);
+            }
             Call::Load { record } => Reply::Load(self.load(&record).await),
             Call::Save { items } => {
                 let mut ids = Vec::with_capacity(items.len());
                 for (keys, result) in items {
-                    match self.keys.save(&keys, result.as_ref()).await {
+                    match self.keys.save_with(&keys, result.as_ref(), memo.as_deref()).await {
                         Ok(saved) => ids.push(saved),
-                        Err(error) => return Reply::Save(Err(error)),
+                        Err(error) => return (Reply::Save(Err(error)), None),
                     }
                 }
                 Reply::Save(Ok(ids))
@@ -103,14 +134,14 @@ impl Shared {
                 }
                 Reply::Lost
             }
-        }
+        };
+        (reply, None)
     }
 
-    /// Does look-ups, and those that follow from their answers.
-    pub(super) async fn look_up(self: &Arc<Self>, queries: Vec<Query>) {
-        let mut open = std::collections::VecDeque::from(queries);
+    /// Does look-ups, those that follow from their answers, and then adds links, for which nobody waits.
+    pub(super) async fn follow_up(self: &Arc<Self>, mut later: FollowUp) {
         let mut done = 0;
-        while let Some(query) = open.pop_front() {
+        while let Some(query) = later.queries.pop_front() {
             let imports = self.lock().imports_of(&query.jobs);
             if !imports.is_empty() {
                 self.look_everywhere(query, imports);
@@ -119,17 +150,26 @@ impl Shared {
             let found = self.find(&query);
             {
                 let mut state = self.lock();
-                open.extend(self.apply(&mut state, Event::Queried { query: query.id, found }));
+                let next = self.apply(&mut state, Event::Queried { query: query.id, found });
+                later.queries.extend(next.queries);
+                later.links.extend(next.links);
             }
             done += 1;
             if done % LOOKUPS_PER_TURN == 0 {
                 tokio::task::yield_now().await;
             }
         }
+        for (key, to) in later.links {
+            if let Err(error) = self.keys.link(&key, &to).await {
+                tracing::warn!(%error, key = %to, "cannot link cache key");
+            }
+        }
     }
 
+    /// Looks up. A store that panics fails the vertex, which would wait for ever otherwise.
     fn find(&self, query: &Query) -> Result<Found> {
-        find(&*self.keys, query)
+        let found = catch_unwind(AssertUnwindSafe(|| find(&*self.keys, query)));
+        found.unwrap_or_else(|_| Err(Error::keys("look-up", "internal error: the store of keys panicked")))
     }
 }
 

@@ -190,11 +190,11 @@ impl Shared {
         let shared = Arc::clone(self);
         let task = async move {
             let found = find_everywhere(&*shared.keys, &imports, &query).await;
-            let queries = {
+            let later = {
                 let mut state = shared.lock();
                 shared.apply(&mut state, Event::Queried { query: query.id, found })
             };
-            shared.look_up(queries).await;
+            shared.follow_up(later).await;
         };
         self.tracker.spawn_on(task, &self.runtime);
     }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::{CachedResult, JobKeys, Shared};
+use crate::driver::{CachedResult, JobKeys, LimitExceeded, Shared};
 use crate::error::SolveError;
 use crate::key_source::KeySource;
 use crate::op::{JobContext, OpContext, WaiterSet};
@@ -112,6 +112,7 @@ impl Job {
             error: None,
             group: None,
             outcome: None,
+            miss: None,
         };
         self.log.vertex(event.clone());
         progress.join(self.id.0, digest, &self.log);
@@ -135,6 +136,12 @@ impl Job {
     /// Follows the job's progress from its start.
     pub fn progress(&self) -> ProgressStream {
         ProgressStream::new(Arc::clone(&self.log))
+    }
+
+    /// Fails everything that the job waits for, because a limit of it has passed.
+    pub fn expire(&self, exceeded: &LimitExceeded) {
+        let mut state = self.shared.lock();
+        self.shared.expire(&mut state, self.id, exceeded);
     }
 
     /// Ends the job and waits until what only it waited for has stopped. Dropping it does the same without waiting.

@@ -524,3 +524,36 @@ async fn the_memory_source_keeps_the_contract() {
     };
     testing::source_conformance(make).await;
 }
+
+/// A stage that is copied from and mounted, with a result for the last step only, as in exports of mode min.
+fn two_ways(runs: &Runs, context: &str) -> Vec<Vertex> {
+    let mut local = Script::new(context, 0);
+    local.random = true;
+    let mut copy = Script::new("copy", 2).content(1);
+    copy.content_prefix = 3;
+    let from = Script::new("from", 2).content(1);
+    let bind = Script::new("bind", 2).content(1);
+    vec![
+        Script::new("image", 0).vertex("image", &[], runs),
+        local.vertex(context, &[], runs),
+        copy.vertex(&format!("copy {context}"), &[(0, 0), (1, 0)], runs),
+        Script::new("run", 1).vertex(&format!("run {context}"), &[(2, 0)], runs),
+        from.vertex(&format!("from {context}"), &[(0, 0), (3, 0)], runs),
+        bind.vertex(&format!("bind {context}"), &[(4, 0), (3, 0)], runs),
+    ]
+}
+
+#[tokio::test]
+async fn keys_found_by_content_further_down_lead_up_on_all_ways() {
+    let mut bench = Bench::new();
+    let runs = bench.runs.clone();
+    bench.build(two_ways(&runs, "abc-1")).await;
+    bench.keys.drop_results(|result| !Value::text(result).starts_with("bind"));
+    let source = Arc::new(MemorySource::new("import", bench.keys.clone()));
+    let (_, ran) = bench.build(two_ways(&runs, "abc-2")).await;
+    assert_eq!(ran, "abc-2:1");
+    let mut other = Bench::new();
+    let runs = other.runs.clone();
+    let (_, ran, _) = other.build_with(&[&source], two_ways(&runs, "abc-3")).await;
+    assert_eq!(ran, "abc-3");
+}

@@ -1,28 +1,46 @@
 //! Telling jobs what happens to the work they wait for.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::{State, WatchedJob};
+use crate::driver::State;
+use crate::driver::imports::Imports;
+use crate::driver::limits::{Guard, TimeLimits};
 use crate::error::OpError;
-use crate::op::{OpContext, WaiterSet};
+use crate::op::{JobContext, OpContext, WaiterSet};
 use crate::outcome::Outcome;
-use crate::progress::{VertexEvent, VertexProgress};
-use crate::scheduler::{Completion, JobId, WorkId};
+use crate::progress::{CANCELED, JobLog, VertexEvent, VertexProgress};
+use crate::reason::Study;
+use crate::scheduler::{Completion, Effect, JobId, WorkId};
 use crate::vertex::{Graph, VertexDigest};
+
+/// A job as the driver sees it.
+pub(crate) struct WatchedJob {
+    pub(super) context: JobContext,
+    pub(super) log: Arc<JobLog>,
+    pub(super) limits: TimeLimits,
+    /// The caches it has imported; none for most.
+    pub(super) imports: Option<Arc<Imports>>,
+    /// What is fixed of the events of each vertex.
+    templates: HashMap<VertexDigest, VertexEvent>,
+}
 
 /// A work as the driver sees it.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     pub(super) cancel: CancellationToken,
     /// Fires when the work is over.
     pub(super) over: CancellationToken,
-    progress: VertexProgress,
+    pub(super) progress: VertexProgress,
+    pub(super) guard: Guard,
     waiters: WaiterSet,
     vertices: Vec<(JobId, VertexDigest)>,
     started: Option<SystemTime>,
+    /// Why its op had to run, once that is found out.
+    pub(super) study: Option<Study>,
 }
 
 impl Default for Watch {
@@ -31,20 +49,30 @@ impl Default for Watch {
             cancel: CancellationToken::new(),
             over: CancellationToken::new(),
             progress: VertexProgress::discard(),
+            guard: Guard::default(),
             waiters: WaiterSet::default(),
             vertices: Vec::new(),
             started: None,
+            study: None,
         }
     }
 }
 
 impl Watch {
-    pub(super) fn context(&self) -> OpContext {
+    pub(crate) fn context(&self) -> OpContext {
         OpContext {
             cancel: self.cancel.clone(),
             progress: self.progress.clone(),
             waiters: self.waiters.clone(),
         }
+    }
+
+    /// The jobs that wait for it.
+    pub(super) fn jobs(&self) -> Vec<JobId> {
+        let mut jobs: Vec<_> = self.vertices.iter().map(|(job, _)| *job).collect();
+        jobs.sort_unstable();
+        jobs.dedup();
+        jobs
     }
 
     /// Prepares for another call.
@@ -63,7 +91,24 @@ impl Drop for Watch {
 }
 
 impl State {
-    pub(super) fn announce(&mut self, job: JobId, graph: &Graph, vertices: &[u32]) {
+    /// Shows what an effect says of vertices.
+    pub(crate) fn show(&mut self, effect: Effect) {
+        match effect {
+            Effect::Announce { job, graph, vertices } => self.announce(job, &graph, &vertices),
+            Effect::Joined { work, job, vertex } => self.joined(work, job, vertex),
+            Effect::Left { work, job, vertex, error } => self.left(work, job, vertex, error.as_ref()),
+            Effect::Started(work) => self.started(work),
+            Effect::Ended { work, shown } => self.ended(work, shown),
+            Effect::Cached { job, vertex, outcome } => self.cached(job, vertex, outcome),
+            Effect::Query(_)
+            | Effect::Link { .. }
+            | Effect::Start { .. }
+            | Effect::Cancel(_)
+            | Effect::BuildDone { .. } => {}
+        }
+    }
+
+    fn announce(&mut self, job: JobId, graph: &Graph, vertices: &[u32]) {
         let Some(job) = self.jobs.get_mut(&job) else { return };
         let mut announced = Vec::with_capacity(vertices.len());
         for vertex in vertices.iter().filter_map(|index| graph.vertices().get(*index as usize)) {
@@ -78,6 +123,7 @@ impl State {
                 error: None,
                 group: vertex.options.progress_group.clone(),
                 outcome: None,
+                miss: None,
             };
             job.templates.insert(vertex.digest, event.clone());
             announced.push(event);
@@ -85,7 +131,7 @@ impl State {
         job.log.vertices(announced);
     }
 
-    pub(super) fn joined(&mut self, work: WorkId, id: JobId, vertex: VertexDigest) {
+    fn joined(&mut self, work: WorkId, id: JobId, vertex: VertexDigest) {
         let Some(job) = self.jobs.get(&id) else { return };
         let watch = self.works.entry(work).or_default();
         watch.vertices.push((id, vertex));
@@ -96,26 +142,29 @@ impl State {
         watch.progress.join(id.0, vertex, &job.log);
     }
 
-    pub(super) fn left(&mut self, work: WorkId, id: JobId, vertex: VertexDigest) {
+    fn left(&mut self, work: WorkId, id: JobId, vertex: VertexDigest, error: Option<&OpError>) {
         let Some(watch) = self.works.get_mut(&work) else { return };
         watch.vertices.retain(|other| *other != (id, vertex));
         if watch.vertices.iter().all(|(job, _)| *job != id) {
             watch.waiters.leave(id.0);
             watch.progress.leave(id.0);
         }
-        if let (Some(started), Some(job)) = (watch.started, self.jobs.get(&id)) {
-            job.tell(vertex, |event| {
-                event.started = Some(started);
-                event.completed = Some(SystemTime::now());
-                event.error = Some("context canceled".to_owned());
-            });
+        let Some(job) = self.jobs.get(&id) else { return };
+        if watch.started.is_none() && error.is_none() {
+            return;
         }
+        let now = SystemTime::now();
+        job.tell(vertex, |event| {
+            event.started = Some(watch.started.unwrap_or(now));
+            event.completed = Some(now);
+            event.error = Some(error.map_or_else(|| CANCELED.to_owned(), OpError::chain));
+        });
     }
 
-    pub(super) fn started(&mut self, work: WorkId) {
+    fn started(&mut self, work: WorkId) {
         let Some(watch) = self.works.get_mut(&work) else { return };
-        let now = SystemTime::now();
-        watch.started = Some(now);
+        // What starts again has been shown as started before.
+        let now = *watch.started.get_or_insert_with(SystemTime::now);
         for (job, vertex) in &watch.vertices {
             if let Some(job) = self.jobs.get(job) {
                 job.tell(*vertex, |event| event.started = Some(now));
@@ -123,7 +172,7 @@ impl State {
         }
     }
 
-    pub(super) fn ended(&mut self, work: WorkId, shown: Option<Completion>) {
+    fn ended(&mut self, work: WorkId, shown: Option<Completion>) {
         let Some(watch) = self.works.remove(&work) else { return };
         let Some(shown) = shown else { return };
         if shown.error.is_some() {
@@ -138,12 +187,13 @@ impl State {
                     event.cached = shown.cached;
                     event.error = shown.error.as_ref().map(OpError::chain);
                     event.outcome.clone_from(&shown.outcome);
+                    event.miss = watch.study.as_ref().and_then(|study| study.miss.clone());
                 });
             }
         }
     }
 
-    pub(super) fn cached(&mut self, job: JobId, vertex: VertexDigest, outcome: Outcome) {
+    fn cached(&mut self, job: JobId, vertex: VertexDigest, outcome: Outcome) {
         let Some(job) = self.jobs.get(&job) else { return };
         let now = SystemTime::now();
         job.tell(vertex, |event| {
@@ -155,7 +205,7 @@ impl State {
     }
 
     /// Loads have no watchers, so nothing else says when they are over.
-    pub(super) fn forget_if_unseen(&mut self, work: WorkId) {
+    pub(crate) fn forget_if_unseen(&mut self, work: WorkId) {
         if self.works.get(&work).is_some_and(|watch| watch.vertices.is_empty()) {
             self.works.remove(&work);
         }
@@ -163,6 +213,15 @@ impl State {
 }
 
 impl WatchedJob {
+    pub(crate) fn new(context: JobContext, log: Arc<JobLog>, limits: TimeLimits) -> Self {
+        Self { context, log, limits, imports: None, templates: HashMap::new() }
+    }
+
+    /// Ends the job's log.
+    pub(crate) fn close(&self, now: SystemTime) {
+        self.log.close(now);
+    }
+
     fn tell(&self, vertex: VertexDigest, change: impl FnOnce(&mut VertexEvent)) {
         let Some(template) = self.templates.get(&vertex) else { return };
         let mut event = template.clone();

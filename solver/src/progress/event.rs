@@ -6,7 +6,11 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use crate::outcome::Outcome;
+use crate::reason::Miss;
 use crate::vertex::{ProgressGroup, VertexDigest};
+
+/// The error of a vertex that nobody waits for any more.
+pub(crate) const CANCELED: &str = "context canceled";
 
 /// One thing that happened in a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub struct VertexEvent {
     pub group: Option<ProgressGroup>,
     /// How its result came to be; on the last event of a vertex that has one.
     pub outcome: Option<Outcome>,
+    /// Why it had to run; on the last event of a vertex that did, also if it failed.
+    pub miss: Option<Arc<Miss>>,
 }
 
 /// How far part of a vertex is.

@@ -40,6 +40,11 @@ impl CachedInference {
         inferred
     }
 
+    /// Returns whether the vertex is known and has not ended, as far as told or inferred.
+    pub(crate) fn is_open(&self, vertex: &VertexDigest) -> bool {
+        self.open.contains_key(vertex)
+    }
+
     /// Returns the vertices that started and neither ended nor were seen cached.
     pub fn unfinished(&mut self) -> Vec<VertexEvent> {
         let mut open: Vec<_> = self.open.drain().map(|(_, vertex)| vertex).collect();

@@ -1,23 +1,28 @@
 //! A job's events, kept for watchers that come late.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::progress::event::{ProgressEvent, StatusEvent, VertexEvent};
+use crate::progress::event::{CANCELED, ProgressEvent, SourceRange, StatusEvent, VertexEvent};
 use crate::progress::inference::CachedInference;
 use crate::vertex::VertexDigest;
 
 /// Distinct status ids kept per job; updates of further ones are dropped (updates may always be).
 const MAX_STATUSES: usize = 100_000;
+/// Bytes of all other events kept per job, with what keeping them takes. Past that the oldest are forgotten: who reads
+/// along has seen them, who comes late or is far behind sees the rest.
+const MAX_KEPT: usize = 128 << 20;
+/// What keeping an event takes beside its texts, in bytes.
+const EVENT_COST: usize = 400;
 /// Events handed out at once.
 const MAX_BATCH: usize = 1024;
 
-/// All events of a job, in order. Superseded status updates are forgotten, and logs are clipped per step before they
-/// come here, which bounds it.
+/// All events of a job, in order. Superseded status updates are forgotten, logs are clipped per step before they come
+/// here, and [`MAX_KEPT`] bounds the rest. No reader holds anything up.
 #[derive(Debug)]
 pub(crate) struct JobLog {
     state: Mutex<State>,
@@ -31,6 +36,9 @@ struct State {
     events: BTreeMap<u64, Arc<ProgressEvent>>,
     next: u64,
     statuses: HashMap<(VertexDigest, String), u64>,
+    /// Places and costs of the events that are no status updates.
+    kept: VecDeque<(u64, usize)>,
+    cost: usize,
     inference: CachedInference,
     closed: bool,
 }
@@ -48,10 +56,14 @@ impl JobLog {
     pub(crate) fn vertices(&self, events: impl IntoIterator<Item = VertexEvent>) {
         self.append(|state| {
             for event in events {
-                for cached in state.inference.observe(&event) {
-                    state.push(ProgressEvent::Vertex(cached));
+                // What was seen to be cached meanwhile is not cancelled by being left.
+                if event.error.as_deref() == Some(CANCELED) && !state.inference.is_open(&event.digest) {
+                    continue;
                 }
-                state.push(ProgressEvent::Vertex(event));
+                for cached in state.inference.observe(&event) {
+                    state.push_kept(ProgressEvent::Vertex(cached));
+                }
+                state.push_kept(ProgressEvent::Vertex(event));
             }
         });
     }
@@ -74,7 +86,7 @@ impl JobLog {
 
     /// For logs and warnings.
     pub(crate) fn other(&self, event: ProgressEvent) {
-        self.append(|state| state.push(event));
+        self.append(|state| state.push_kept(event));
     }
 
     /// Completes what is open and ends all streams once they have read everything.
@@ -82,8 +94,8 @@ impl JobLog {
         self.append(|state| {
             for mut vertex in state.inference.unfinished() {
                 vertex.completed = Some(now);
-                vertex.error = Some("context canceled".to_owned());
-                state.push(ProgressEvent::Vertex(vertex));
+                vertex.error = Some(CANCELED.to_owned());
+                state.push_kept(ProgressEvent::Vertex(vertex));
             }
             state.closed = true;
         });
@@ -115,10 +127,39 @@ impl JobLog {
 }
 
 impl State {
+    fn push_kept(&mut self, event: ProgressEvent) {
+        let cost = cost(&event);
+        self.kept.push_back((self.next, cost));
+        self.cost += cost;
+        self.push(event);
+        while self.cost > MAX_KEPT && self.kept.len() > 1 {
+            let Some((oldest, cost)) = self.kept.pop_front() else { break };
+            self.events.remove(&oldest);
+            self.cost -= cost;
+        }
+    }
+
     fn push(&mut self, event: ProgressEvent) {
         self.events.insert(self.next, Arc::new(event));
         self.next += 1;
     }
+}
+
+fn cost(event: &ProgressEvent) -> usize {
+    let texts = match event {
+        ProgressEvent::Vertex(event) => {
+            let error = event.error.as_ref().map_or(0, String::len);
+            event.inputs.len() * size_of::<VertexDigest>() + event.name.len() + error
+        }
+        ProgressEvent::Status(_) => 0,
+        ProgressEvent::Log(event) => event.data.len(),
+        ProgressEvent::Warning(event) => {
+            let detail = event.detail.iter().map(bytes::Bytes::len).sum::<usize>();
+            let texts = event.short.len() + event.url.len() + event.file.len() + event.language.len();
+            detail + texts + event.data.len() + event.ranges.len() * size_of::<SourceRange>()
+        }
+    };
+    EVENT_COST + texts
 }
 
 /// A job's events from the start on, then as they come. A clone goes on from the same place.
@@ -156,5 +197,44 @@ impl ProgressStream {
                 return None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::progress::event::{LogEvent, Stream};
+
+    #[test]
+    fn a_job_keeps_a_bounded_amount_for_those_who_come_late() {
+        let log = Arc::new(JobLog::new());
+        let mut reader = ProgressStream::new(Arc::clone(&log));
+        let data = bytes::Bytes::from(vec![b'x'; 1 << 20]);
+        let event = |number: u64| LogEvent {
+            vertex: VertexDigest(kiln_digest::Digest::of("v")),
+            stream: Stream::Stdout,
+            timestamp: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(number),
+            data: data.clone(),
+        };
+        let all = 200;
+        let mut seen = 0;
+        for number in 0..all {
+            log.other(ProgressEvent::Log(event(number)));
+            seen += reader.next().now_or_never().flatten().map_or(0, |batch| batch.len() as u64);
+        }
+        assert_eq!(seen, all, "who reads along misses nothing");
+        log.close(SystemTime::UNIX_EPOCH);
+        let mut late = ProgressStream::new(log);
+        let mut times = Vec::new();
+        while let Some(batch) = late.next().now_or_never().flatten() {
+            times.extend(batch.iter().filter_map(|event| match &**event {
+                ProgressEvent::Log(event) => Some(event.timestamp),
+                _ => None,
+            }));
+        }
+        assert_eq!(times.len(), 127);
+        assert_eq!(times.last(), Some(&event(all - 1).timestamp));
     }
 }

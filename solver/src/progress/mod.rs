@@ -2,10 +2,12 @@
 
 mod clip;
 mod event;
+mod history;
 mod inference;
 mod log;
 mod sink;
 
+pub(crate) use crate::progress::event::CANCELED;
 pub use crate::progress::event::{
     LogEvent, ProgressEvent, SourceRange, StatusEvent, StatusUpdate, Stream, VertexEvent, WarningEvent,
 };

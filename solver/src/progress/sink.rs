@@ -1,5 +1,6 @@
 //! What an op writes its progress to.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -8,8 +9,14 @@ use bytes::Bytes;
 
 use crate::progress::clip::{Clip, Limits};
 use crate::progress::event::{LogEvent, ProgressEvent, StatusEvent, StatusUpdate, Stream, WarningEvent};
+use crate::progress::history::History;
 use crate::progress::log::JobLog;
 use crate::vertex::VertexDigest;
+
+/// Bytes of output from which the last lines are taken.
+const RECENT: usize = 4 << 10;
+/// Lines of output that the error of a step cut short shows.
+const LAST_LINES: usize = 10;
 
 /// Tells the watchers of all jobs that wait for a call what it does. Cheap to clone; never blocks.
 #[derive(Clone)]
@@ -20,8 +27,12 @@ struct Sink {
     limits: Limits,
     clips: [Clip; 2],
     watchers: Vec<Watcher>,
-    /// For jobs that join later. Its vertex digests mean nothing.
-    history: Vec<ProgressEvent>,
+    /// For jobs that join later.
+    history: History,
+    /// When anything was told last.
+    active: Instant,
+    /// The end of all output, both streams as they came.
+    recent: VecDeque<u8>,
 }
 
 struct Watcher {
@@ -42,13 +53,16 @@ impl VertexProgress {
             limits: Limits::default(),
             clips: [Clip::default(), Clip::default()],
             watchers: Vec::new(),
-            history: Vec::new(),
+            history: History::default(),
+            active: Instant::now(),
+            recent: VecDeque::new(),
         })))
     }
 
     /// Writes output of a process. Beyond the limits of a step it is withheld and a notice sent instead.
     pub fn log(&self, stream: Stream, data: &[u8]) {
         let mut sink = self.lock();
+        sink.remember(data);
         let (limits, elapsed) = (sink.limits, sink.begun.elapsed());
         let (taken, notice) = sink.clip(stream).pass(limits, elapsed, data);
         if taken > 0 {
@@ -79,9 +93,28 @@ impl VertexProgress {
         self.lock().send(ProgressEvent::Warning(warning));
     }
 
-    /// Measures speed limits from now on.
+    /// Measures speed limits and silence from now on.
     pub(crate) fn restart_clock(&self) {
-        self.lock().begun = Instant::now();
+        let mut sink = self.lock();
+        sink.begun = Instant::now();
+        sink.active = sink.begun;
+    }
+
+    /// Returns when the step last told anything: output, or how far it is.
+    pub(crate) fn active(&self) -> Instant {
+        self.lock().active
+    }
+
+    /// Returns the last lines of output, cut to what a message can show.
+    pub(crate) fn last_lines(&self) -> Vec<String> {
+        let sink = self.lock();
+        let text: Vec<u8> = sink.recent.iter().copied().collect();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let plain = |line: &str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();
+        let mut lines: Vec<String> =
+            text.lines().rev().map(plain).filter(|line| !line.trim().is_empty()).take(LAST_LINES).collect();
+        lines.reverse();
+        lines
     }
 
     /// Repeats the end of streams of which a part was withheld. For steps that failed.
@@ -101,9 +134,7 @@ impl VertexProgress {
             return;
         }
         let watcher = Watcher { job, vertex, log: Arc::clone(log) };
-        for event in &sink.history {
-            watcher.tell(event);
-        }
+        sink.history.each(|event| watcher.tell(event));
         sink.watchers.push(watcher);
     }
 
@@ -130,22 +161,23 @@ impl Sink {
     }
 
     fn send(&mut self, event: ProgressEvent) {
-        for watcher in &self.watchers {
-            watcher.tell(&event);
+        self.active = Instant::now();
+        if self.history.keep(&event) {
+            self.watchers.iter().for_each(|watcher| watcher.tell(event.clone()));
         }
-        if let ProgressEvent::Status(new) = &event {
-            let same = |old: &ProgressEvent| matches!(old, ProgressEvent::Status(old) if old.id == new.id);
-            if let Some(index) = self.history.iter().rposition(same) {
-                self.history.remove(index);
-            }
-        }
-        self.history.push(event);
+    }
+
+    fn remember(&mut self, data: &[u8]) {
+        self.active = Instant::now();
+        let data = &data[data.len().saturating_sub(RECENT)..];
+        let excess = (self.recent.len() + data.len()).saturating_sub(RECENT);
+        self.recent.drain(..excess);
+        self.recent.extend(data);
     }
 }
 
 impl Watcher {
-    fn tell(&self, event: &ProgressEvent) {
-        let mut event = event.clone();
+    fn tell(&self, mut event: ProgressEvent) {
         match &mut event {
             ProgressEvent::Status(status) => {
                 status.vertex = self.vertex;

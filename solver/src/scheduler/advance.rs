@@ -74,8 +74,8 @@ impl Scheduler {
             .outs
             .iter()
             .filter(|out| out.unsatisfied())
-            .filter(|out| out.looked < version || (out.want == Level::Complete && !out.looked_for_records))
-            .map(|out| (out.output, out.want == Level::Complete))
+            .filter(|out| out.looked < version || (out.lacks_result() && !out.looked_for_records))
+            .map(|out| (out.output, out.lacks_result()))
             .collect();
         if !to_ask.is_empty() {
             let deps = self.known_keys(id);
@@ -147,7 +147,7 @@ impl Scheduler {
     fn load(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
         let node = &mut self.nodes[id];
         let mut records = Vec::new();
-        for out in node.outs.iter_mut().filter(|out| out.unsatisfied() && out.want == Level::Complete) {
+        for out in node.outs.iter_mut().filter(|out| out.lacks_result()) {
             // One whose load was given up is tried again.
             if let Some(record) = out.loading.take().or_else(|| out.records.pop()) {
                 out.loading = Some(record.clone());
@@ -175,6 +175,7 @@ impl Scheduler {
             }
             return;
         }
+        self.settle_known(id, effects);
         let contents = if self.nodes[id].hopeless { Vec::new() } else { self.useful_contents(id) };
         if contents.is_empty() {
             self.settle(id, Level::Slow, effects);
@@ -190,7 +191,8 @@ impl Scheduler {
     fn look_further_at_source(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
         let node = &self.nodes[id];
         let mut open = node.outs.iter().filter(|out| out.unsatisfied());
-        if !node.maps_last && open.any(|out| out.ids.is_empty() || out.want >= Level::Slow) {
+        let more = |out: &Out| out.ids.is_empty() || out.lacks_result() || out.want_keys == Level::Slow;
+        if !node.maps_last && open.any(more) {
             let next = node.maps.len();
             self.want_map(id, next, effects);
             return;
@@ -250,6 +252,10 @@ impl Scheduler {
     fn make(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
         let inputs = self.nodes[id].inputs.len();
         if !self.demand_inputs(id, 0..inputs, Level::Complete) {
+            return;
+        }
+        // Under all keys of sources, so that whoever comes by another one finds the run, or later its result.
+        if !self.demand_inputs(id, 0..inputs, Level::Slow) {
             return;
         }
         while !self.nodes[id].maps_last {

@@ -10,6 +10,7 @@ use crate::key::{KeyDigest, KeyId};
 use crate::keys::{CacheRecord, KeyAndSelector, NewKey};
 use crate::op::{Op, ResultRef, Slot};
 use crate::outcome::{Hit, Matched, Outcome};
+use crate::reason::{InputFacts, RunFacts};
 use crate::scheduler::node::{Done, Level, Node, NodeId, sort_best_last};
 use crate::scheduler::work::{Kind, Phase, Work};
 use crate::scheduler::{
@@ -38,11 +39,14 @@ pub(super) struct Exec {
     holders: HashMap<JobId, usize>,
 }
 
-/// What identifies an execution. Two that share a digest and, for each input, an alternative, are the same.
+/// What identifies an execution. Two that share a digest and, for each input, an alternative, are the same; so are two
+/// that share a name, whichever ways have led there.
 #[derive(Clone, Debug)]
 struct ExecKeys {
     digests: Vec<KeyDigest>,
     inputs: Vec<InputKeys>,
+    /// Names that look-ups have found for what is wanted, without a result that could be loaded.
+    names: Vec<KeyId>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -73,9 +77,16 @@ struct Finished {
     hidden: Vec<KeyId>,
 }
 
-/// Finds executions by the alternatives of their first input.
+/// Finds executions by what identifies them.
 #[derive(Debug, Default)]
-pub(super) struct WorkIndex(HashMap<(KeyDigest, Alternative), Vec<WorkId>>);
+pub(super) struct WorkIndex(HashMap<IndexKey, Vec<WorkId>>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum IndexKey {
+    /// An op and one of its inputs, by number; of a source, number 0.
+    Input(KeyDigest, usize, Alternative),
+    Name(KeyId),
+}
 
 impl Exec {
     pub(super) fn slot(&self) -> Slot {
@@ -84,6 +95,17 @@ impl Exec {
 
     pub(super) fn call(&self) -> Call {
         Call::Exec { op: Arc::clone(&self.op), inputs: self.inputs.clone() }
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn inspect(&self) -> crate::scheduler::Execution {
+        crate::scheduler::Execution {
+            digests: self.keys.digests.clone(),
+            deps: self.keys.offered(),
+            outputs: self.wanted.clone(),
+            forced: self.forced,
+            slot: self.slot(),
+        }
     }
 
     fn add_holder(&mut self, job: JobId) {
@@ -97,20 +119,30 @@ impl Exec {
 }
 
 impl ExecKeys {
-    fn index_keys(&self) -> impl Iterator<Item = (KeyDigest, Alternative)> + '_ {
-        let first = match self.inputs.first() {
+    /// Returns by what an input is found, that of a source for number 0 if there are none.
+    fn index_keys_of(&self, input: usize) -> impl Iterator<Item = IndexKey> + '_ {
+        let alternatives: Vec<_> = match self.inputs.get(input) {
             None => vec![Alternative::Source],
             Some(input) => input.alternatives().collect(),
         };
-        self.digests
-            .iter()
-            .flat_map(move |digest| first.clone().into_iter().map(move |alternative| (*digest, alternative)))
+        self.digests.iter().flat_map(move |digest| {
+            alternatives.clone().into_iter().map(move |one| IndexKey::Input(*digest, input, one))
+        })
     }
 
-    /// Whether each further input has an alternative in common.
+    fn index_keys(&self) -> impl Iterator<Item = IndexKey> + '_ {
+        let inputs = (0..self.inputs.len().max(1)).flat_map(|input| self.index_keys_of(input));
+        inputs.chain(self.names.iter().cloned().map(IndexKey::Name))
+    }
+
+    /// Whether a name, or else a digest and an alternative of each input, is in common.
     fn agrees(&self, other: &Self) -> bool {
-        self.inputs.len() == other.inputs.len()
-            && self.inputs.iter().zip(&other.inputs).skip(1).all(|(ours, theirs)| {
+        if self.names.iter().any(|name| other.names.contains(name)) {
+            return true;
+        }
+        self.digests.iter().any(|digest| other.digests.contains(digest))
+            && self.inputs.len() == other.inputs.len()
+            && self.inputs.iter().zip(&other.inputs).all(|(ours, theirs)| {
                 ours.alternatives().any(|ours| theirs.alternatives().any(|t| t == ours))
             })
     }
@@ -171,8 +203,14 @@ impl WorkIndex {
         }
     }
 
-    fn candidates<'a>(&'a self, keys: &'a ExecKeys) -> impl Iterator<Item = WorkId> + 'a {
-        keys.index_keys().filter_map(|key| self.0.get(&key)).flatten().copied()
+    /// Returns the executions that may be the same: all under the input that has the fewest. A base that a thousand
+    /// steps stand on tells nothing.
+    fn candidates(&self, keys: &ExecKeys) -> Vec<WorkId> {
+        let under = |key: IndexKey| self.0.get(&key).map(Vec::as_slice).unwrap_or_default();
+        let count = |input: &usize| keys.index_keys_of(*input).map(|key| under(key).len()).sum::<usize>();
+        let rarest = (0..keys.inputs.len().max(1)).min_by_key(count).unwrap_or_default();
+        let names = keys.names.iter().cloned().map(IndexKey::Name);
+        names.chain(keys.index_keys_of(rarest)).flat_map(under).copied().collect()
     }
 
     #[cfg(any(test, feature = "testing"))]
@@ -184,16 +222,17 @@ impl WorkIndex {
 impl Scheduler {
     /// Makes a node whose inputs are all there wait for its execution.
     pub(super) fn want_exec(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
-        let keys = self.exec_keys(id);
+        let mut keys = self.exec_keys(id);
         let node = &self.nodes[id];
-        let wanted: Vec<_> = node
-            .outs
-            .iter()
-            .filter(|out| out.unsatisfied() && out.want == Level::Complete)
-            .map(|out| out.output)
-            .collect();
+        let wanted: Vec<_> =
+            node.outs.iter().filter(|out| out.lacks_result()).map(|out| out.output).collect();
         let Some(first) = wanted.first().copied() else { return };
-        let found = self.index.candidates(&keys).find(|work| self.may_join(*work, node, &keys, &wanted));
+        if !node.forced() {
+            let known = wanted.iter().filter_map(|output| node.out(*output));
+            keys.names = known.flat_map(|out| out.ids.iter().cloned()).collect();
+        }
+        let candidates = self.index.candidates(&keys);
+        let found = candidates.into_iter().find(|work| self.may_join(*work, node, &keys, &wanted));
         if let Some(work) = found {
             if self.works.get(&work).is_some_and(|work| work.phase != Phase::Done) {
                 return self.join_work(work, id, first, effects);
@@ -256,7 +295,7 @@ impl Scheduler {
             keys
         };
         let inputs = self.known_keys(id).into_iter().enumerate().map(keys).collect();
-        ExecKeys { digests: node.digests(), inputs }
+        ExecKeys { digests: node.digests(), inputs, names: Vec::new() }
     }
 
     /// Looks a last time, for an output in turn, before running: since the node looked, somebody else may have saved
@@ -392,10 +431,9 @@ impl Scheduler {
             _ => usize::MAX,
         };
         let lost = exec.inputs.get(input).cloned().flatten();
-        // A vertex that is about to be run again does not show as failed.
-        let shown =
-            lost.is_none().then(|| Completion { cached: false, error: Some(error.clone()), outcome: None });
-        self.remove_work(id, shown, effects);
+        // A vertex that is about to be run again shows as ended for now, and not as failed.
+        let shown = lost.is_none().then(|| error.clone());
+        self.remove_work(id, Some(Completion { cached: false, error: shown, outcome: None }), effects);
         self.call_failed(&waiters, input, lost, error, effects);
     }
 
@@ -465,7 +503,7 @@ impl Scheduler {
     fn check_outputs(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
         let node = &self.nodes[id];
         let ran = |work: &WorkId| matches!(self.works.get(work), Some(Work { kind: Kind::Exec(exec), .. }) if exec.ran);
-        let missing = node.outs.iter().find(|out| out.unsatisfied() && out.want == Level::Complete);
+        let missing = node.outs.iter().find(|out| out.lacks_result());
         if let Some(out) = missing
             && node.held.last().is_some_and(ran)
         {
@@ -513,6 +551,26 @@ impl Scheduler {
         {
             self.remove_work(id, None, effects);
         }
+    }
+
+    /// Says what an execution is about to run for, to find out why it has to.
+    pub(crate) fn facts(&self, id: WorkId) -> Option<RunFacts> {
+        let work = self.works.get(&id)?;
+        let Kind::Exec(exec) = &work.kind else { return None };
+        let node = self.nodes.get(work.waiters.first()?.node)?;
+        let input = |(keys, (below, _)): (&InputKeys, &(NodeId, OutputIndex))| InputFacts {
+            name: self.nodes.get(*below).map(|below| below.vertex().name.clone()).unwrap_or_default(),
+            offered: keys.offered.clone(),
+            content: keys.content,
+            anew: self.nodes.get(*below).is_some_and(Node::forced),
+        };
+        Some(RunFacts {
+            name: node.vertex().name.clone(),
+            digests: exec.keys.digests.clone(),
+            output: exec.wanted.first().copied().unwrap_or_default(),
+            forced: exec.forced,
+            inputs: exec.keys.inputs.iter().zip(&node.inputs).map(input).collect(),
+        })
     }
 
     fn exec_mut(&mut self, id: WorkId) -> Option<&mut Exec> {

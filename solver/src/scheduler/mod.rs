@@ -8,6 +8,8 @@ mod advance;
 mod build;
 mod exec;
 mod gate;
+#[cfg(any(test, feature = "testing"))]
+mod inspect;
 mod node;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,8 @@ use crate::vertex::{Edge, Graph, OutputIndex, VertexDigest};
 use crate::scheduler::build::{Build, JobState};
 use crate::scheduler::exec::WorkIndex;
 use crate::scheduler::gate::Gate;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use crate::scheduler::inspect::Execution;
 use crate::scheduler::node::{NodeId, Nodes};
 use crate::scheduler::work::{Work, WorkKey};
 
@@ -53,11 +57,28 @@ pub(crate) struct QueryId(pub(crate) u64);
 #[derive(Debug)]
 pub(crate) enum Event {
     JobOpened(JobId),
-    BuildWanted { job: JobId, build: BuildId, graph: Arc<Graph>, edges: Vec<Edge> },
+    BuildWanted {
+        job: JobId,
+        build: BuildId,
+        graph: Arc<Graph>,
+        edges: Vec<Edge>,
+    },
     BuildDropped(BuildId),
     JobClosed(JobId),
-    Queried { query: QueryId, found: Result<Found> },
-    Done { work: WorkId, reply: Reply },
+    Queried {
+        query: QueryId,
+        found: Result<Found>,
+    },
+    Done {
+        work: WorkId,
+        reply: Reply,
+    },
+    /// A job waits for this work no longer: a limit of its own has passed. The clock is the driver's.
+    Expired {
+        work: WorkId,
+        job: JobId,
+        error: OpError,
+    },
 }
 
 /// The answer to a look-up: keys with their records, and which inputs reached any key.
@@ -80,8 +101,8 @@ pub(crate) enum Effect {
     Cancel(WorkId),
     /// A job's vertex waits for this work from now on. Comes before the start or after it.
     Joined { work: WorkId, job: JobId, vertex: VertexDigest },
-    /// A job's vertex waits for it no more.
-    Left { work: WorkId, job: JobId, vertex: VertexDigest },
+    /// A job's vertex waits for it no more, and fails with the error if there is one.
+    Left { work: WorkId, job: JobId, vertex: VertexDigest, error: Option<OpError> },
     /// The work shows as started on the vertices that wait for it, now and later.
     Started(WorkId),
     /// The work is over, and shows as completed if given.
@@ -182,6 +203,8 @@ pub(crate) struct Scheduler {
     light: Gate,
     /// Nodes to look at before the step ends.
     ready: VecDeque<NodeId>,
+    /// Nodes that somebody ceased to wait for: looked at when all that is ready has been.
+    doubtful: Vec<NodeId>,
     /// Source of epochs, work and query ids.
     last_id: u64,
 }
@@ -200,6 +223,7 @@ impl Scheduler {
             processes: Gate::new(limits.processes),
             light: Gate::new(limits.light),
             ready: VecDeque::new(),
+            doubtful: Vec::new(),
             last_id: 0,
         }
     }
@@ -215,6 +239,7 @@ impl Scheduler {
             Event::JobClosed(job) => self.close_job(job, effects),
             Event::Queried { query, found } => self.queried(query, found, effects),
             Event::Done { work, reply } => self.done(work, reply, effects),
+            Event::Expired { work, job, error } => self.expired(work, job, &error, effects),
         }
         self.run(effects);
     }
@@ -238,6 +263,7 @@ impl Scheduler {
         while let Some(node) = self.ready.pop_front() {
             self.advance(node, effects);
         }
+        self.let_go(effects);
         self.open_gates(effects);
     }
 

@@ -85,8 +85,11 @@ pub(super) struct Wait {
 #[derive(Debug, Default)]
 pub(super) struct Out {
     pub(super) output: OutputIndex,
+    /// The most that somebody waits for.
     pub(super) want: Level,
-    /// Whether its keys are known for this level (not `Complete`: see `done`).
+    /// The most that somebody waits to know of its keys.
+    pub(super) want_keys: Level,
+    /// How far its keys are known (not `Complete`: see `done`). A result can be there before all of a source's keys.
     pub(super) settled: Level,
     /// Known names of its key, to be used by consumers.
     pub(super) ids: Vec<KeyId>,
@@ -202,7 +205,7 @@ impl Node {
 
     /// Returns whether some wanted result is not there.
     pub(super) fn incomplete(&self) -> bool {
-        self.outs.iter().any(|out| out.unsatisfied() && out.want == Level::Complete)
+        self.outs.iter().any(Out::lacks_result)
     }
 }
 
@@ -211,8 +214,26 @@ impl Out {
         if self.done.is_some() { Level::Complete } else { self.settled }
     }
 
+    /// Returns whether this much of it is known.
+    pub(super) fn has(&self, level: Level) -> bool {
+        if level == Level::Complete { self.done.is_some() } else { self.settled >= level }
+    }
+
+    /// Takes note that somebody waits for this much.
+    pub(super) fn want(&mut self, level: Level) {
+        self.want = self.want.max(level);
+        if level < Level::Complete {
+            self.want_keys = self.want_keys.max(level);
+        }
+    }
+
     pub(super) fn unsatisfied(&self) -> bool {
-        self.want > self.level()
+        self.lacks_result() || self.want_keys > self.settled
+    }
+
+    /// Returns whether its result is wanted and not there.
+    pub(super) fn lacks_result(&self) -> bool {
+        self.want == Level::Complete && self.done.is_none()
     }
 
     /// Returns the alternatives it offers to a consumer.

@@ -1,5 +1,7 @@
 //! Waiting: who wants how much of which edge, and what happens when it is there, fails or is wanted no more.
 
+use std::cmp::Reverse;
+
 use crate::error::SolveError;
 use crate::scheduler::node::{Level, NodeId, Stage, Waiter, Who};
 use crate::scheduler::{Effect, JobId, Scheduler, WorkId};
@@ -9,11 +11,11 @@ impl Scheduler {
     /// Asks for an edge up to `level`; returns whether it is known so far already. If not, `who` is told later.
     pub(super) fn demand(&mut self, id: NodeId, output: OutputIndex, level: Level, who: Who) -> bool {
         let out = self.nodes[id].out_mut(output);
-        if out.level() >= level {
+        if out.has(level) {
             return true;
         }
         out.waiters.push(Waiter { who, level });
-        out.want = out.want.max(level);
+        out.want(level);
         self.make_ready(id);
         false
     }
@@ -85,7 +87,10 @@ impl Scheduler {
                 Who::Node { node, epoch, .. } => self.waits(node, epoch),
                 Who::Build(build) => self.builds.contains_key(&build),
             });
-            out.want = out.waiters.iter().map(|waiter| waiter.level).max().unwrap_or_default();
+            (out.want, out.want_keys) = Default::default();
+            for level in out.waiters.iter().map(|waiter| waiter.level).collect::<Vec<_>>() {
+                out.want(level);
+            }
         }
         self.nodes[id].outs = outs;
     }
@@ -108,13 +113,26 @@ impl Scheduler {
         }
     }
 
+    /// Marks the outputs whose keys were found as known: who asks for keys needs no contents on top.
+    pub(super) fn settle_known(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
+        let mut changed = Vec::new();
+        for out in self.nodes[id].outs.iter_mut().filter(|out| out.unsatisfied() && !out.ids.is_empty()) {
+            if out.settled < Level::Slow {
+                out.settled = Level::Slow;
+                changed.push(out.output);
+            }
+        }
+        for output in changed {
+            self.notify(id, output, effects);
+        }
+    }
+
     /// Tells those who waited for no more of an output than is known now.
     pub(super) fn notify(&mut self, id: NodeId, output: OutputIndex, effects: &mut Vec<Effect>) {
         let out = self.nodes[id].out_mut(output);
-        let level = out.level();
         let unmatched = out.done.is_none() && out.ids.is_empty();
         let waiters = std::mem::take(&mut out.waiters);
-        let (told, kept) = waiters.into_iter().partition(|waiter| waiter.level <= level);
+        let (told, kept) = waiters.into_iter().partition(|waiter| out.has(waiter.level));
         out.waiters = kept;
         for waiter in told {
             match waiter.who {
@@ -139,6 +157,8 @@ impl Scheduler {
         let node = &mut self.nodes[user];
         if node.stage == (Stage::Lookup { slow: true }) && !node.dep(input).content {
             node.hopeless = true;
+            let inputs: Vec<_> = node.inputs.iter().map(|(input, _)| *input).collect();
+            self.doubtful.extend(inputs);
             self.stop_waiting(user, effects);
             self.make_ready(user);
         }
@@ -155,7 +175,7 @@ impl Scheduler {
             job.waiting.remove(&id);
         }
         for work in works {
-            self.leave_work(work, id, effects);
+            self.leave_work(work, id, None, effects);
         }
     }
 
@@ -168,7 +188,7 @@ impl Scheduler {
             let mut waiters = Vec::new();
             for out in &mut self.nodes[id].outs {
                 waiters.append(&mut out.waiters);
-                out.want = Level::Nothing;
+                (out.want, out.want_keys) = Default::default();
             }
             for waiter in waiters {
                 match waiter.who {
@@ -195,35 +215,43 @@ impl Scheduler {
         self.fail(id, &error, effects);
     }
 
+    /// Stops what nobody has asked for again since it was given up.
+    pub(super) fn let_go(&mut self, effects: &mut Vec<Effect>) {
+        while let Some(id) = self.doubtful.pop() {
+            if self.nodes.get(id).is_none_or(|node| node.wait.pending == 0) {
+                continue;
+            }
+            self.prune(id);
+            if !self.nodes[id].unsatisfied() {
+                self.doubtful.extend(self.nodes[id].inputs.iter().map(|(input, _)| *input));
+                self.suspend(id, effects);
+            }
+        }
+    }
+
     /// Takes a node's wishes back.
     fn suspend(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
         self.stop_waiting(id, effects);
         for out in &mut self.nodes[id].outs {
-            out.waiters.clear();
-            out.want = Level::Nothing;
+            // Whoever waits for no more than is known is about to be told: an op has several outputs, and the first one
+            // may have ended a build.
+            let waiters = std::mem::take(&mut out.waiters);
+            out.waiters = waiters.into_iter().filter(|waiter| out.has(waiter.level)).collect();
+            (out.want, out.want_keys) = Default::default();
         }
     }
 
-    /// Takes back the wishes of a job that none of its builds has any more.
+    /// Takes back the wishes of a job that none of its builds has any more: users first, so that what only they wanted
+    /// follows. Whoever is still waited for forgets those that have gone; a job may ask and give up without end.
     pub(super) fn withdraw(&mut self, job: JobId, effects: &mut Vec<Effect>) {
         let Some(state) = self.jobs.get(&job) else { return };
-        if state.waiting.is_empty() {
-            return;
-        }
-        let mut wanted = std::collections::HashSet::new();
-        let roots = state.builds.iter().filter_map(|build| self.builds.get(build));
-        let mut open: Vec<_> = roots.flat_map(|build| build.edges.iter().copied()).collect();
-        while let Some((id, output)) = open.pop() {
-            let node = &self.nodes[id];
-            let there = node.out(output).is_some_and(|out| out.done.is_some());
-            if !there && wanted.insert(id) {
-                open.extend(node.inputs.iter().copied());
+        let mut waiting: Vec<_> = state.waiting.iter().copied().collect();
+        waiting.sort_unstable_by_key(|id| Reverse(self.nodes[*id].seq));
+        for id in waiting {
+            self.prune(id);
+            if !self.nodes[id].unsatisfied() {
+                self.suspend(id, effects);
             }
-        }
-        let mut unwanted: Vec<_> = state.waiting.iter().copied().filter(|id| !wanted.contains(id)).collect();
-        unwanted.sort_unstable();
-        for id in unwanted {
-            self.suspend(id, effects);
         }
     }
 }

@@ -65,6 +65,8 @@ pub(super) struct Waiting {
     job: JobId,
     vertex: VertexDigest,
     output: OutputIndex,
+    /// It came after the call had started, which may not have asked its job for what it needed.
+    late: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,8 +140,8 @@ impl Scheduler {
             return self.join_work(work, node, output, effects);
         }
         let call = call(&self.nodes[node]);
-        // Only sources show while their keys are computed: it is what takes time there.
-        let shows = matches!(call, Call::CacheMap { .. }) && self.nodes[node].inputs.is_empty();
+        // Only sources show while their first key is computed: it is what takes time there.
+        let shows = matches!(call, Call::CacheMap { index: 0, .. }) && self.nodes[node].inputs.is_empty();
         let id = WorkId(self.fresh_id());
         self.by_key.insert(key.clone(), id);
         let kind = Kind::Simple { key, call, shows };
@@ -160,7 +162,8 @@ impl Scheduler {
         let Some(work) = self.works.get_mut(&id) else { return };
         let new_job = !work.waits_for(job);
         let shown = work.waiters.iter().any(|waiting| waiting.job == job && waiting.vertex == vertex);
-        work.waiters.push(Waiting { node, epoch, job, vertex, output });
+        let late = work.phase == Phase::Running;
+        work.waiters.push(Waiting { node, epoch, job, vertex, output, late });
         if work.has_context() && !shown {
             effects.push(Effect::Joined { work: id, job, vertex });
         }
@@ -174,14 +177,28 @@ impl Scheduler {
         self.begin_wait(node, Some(id));
     }
 
-    /// A node waits for this work no more.
-    pub(super) fn leave_work(&mut self, id: WorkId, node: NodeId, effects: &mut Vec<Effect>) {
+    /// A node waits for this work no more, because of `error` if there is one.
+    pub(super) fn leave_work(
+        &mut self,
+        id: WorkId,
+        node: NodeId,
+        error: Option<&OpError>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let error = error.cloned();
         let Some(work) = self.works.get_mut(&id) else { return };
         let Some(position) = work.waiters.iter().position(|waiting| waiting.node == node) else { return };
         let left = work.waiters.remove(position);
         let shown = work.waiters.iter().any(|other| other.job == left.job && other.vertex == left.vertex);
         if work.has_context() && !shown {
-            effects.push(Effect::Left { work: id, job: left.job, vertex: left.vertex });
+            effects.push(Effect::Left { work: id, job: left.job, vertex: left.vertex, error });
+        }
+        if work.phase == Phase::Queued && !work.waits_for(left.job) {
+            match work.gate() {
+                GateKind::Open => {}
+                GateKind::Light => self.light.withdraw(left.job, id),
+                GateKind::Process => self.processes.withdraw(left.job, id),
+            }
         }
         if !work.waiters.is_empty() {
             return;
@@ -213,20 +230,9 @@ impl Scheduler {
 
     /// Starts what the gates let pass.
     pub(super) fn open_gates(&mut self, effects: &mut Vec<Effect>) {
-        let Self { works, processes, light, .. } = self;
-        let mut passed = Vec::new();
-        for gate in [processes, light] {
-            loop {
-                let wanted = |id: WorkId, job: JobId| {
-                    works.get(&id).is_some_and(|work| work.phase == Phase::Queued && work.waits_for(job))
-                };
-                let Some(id) = gate.pass(wanted) else { break };
-                if let Some(work) = works.get_mut(&id) {
-                    work.phase = Phase::Running;
-                }
-                passed.push(id);
-            }
-        }
+        let Self { processes, light, .. } = self;
+        let passed: Vec<_> =
+            [processes, light].into_iter().flat_map(|gate| std::iter::from_fn(|| gate.pass())).collect();
         for id in passed {
             self.start(id, effects);
         }
@@ -235,6 +241,7 @@ impl Scheduler {
     fn start(&mut self, id: WorkId, effects: &mut Vec<Effect>) {
         let Some(work) = self.works.get_mut(&id) else { return };
         work.phase = Phase::Running;
+        work.waiters.iter_mut().for_each(|waiting| waiting.late = false);
         let (call, shows) = match &work.kind {
             Kind::Simple { call, shows, .. } => (call.clone(), *shows),
             Kind::Exec(exec) => (exec.call(), true),
@@ -265,13 +272,23 @@ impl Scheduler {
                 _ => self.enqueue(id, effects),
             };
         }
+        if let Some(error) = reply.not_lent().filter(|_| work.waiters.iter().any(|waiting| waiting.late)) {
+            let error = error.clone();
+            return self.ask_again(id, &error, effects);
+        }
         if matches!(work.kind, Kind::Exec(_)) {
             return self.exec_done(id, reply, effects);
         }
+        let nodes = &self.nodes;
+        let known = |waiting: &Waiting| nodes[waiting.node].outs.iter().any(|out| !out.ids.is_empty());
+        let dispensable = work.waiters.iter().all(known);
         let waiters = std::mem::take(&mut work.waiters);
         let Kind::Simple { key, call, .. } = &work.kind else { return };
         let (key, call) = (key.clone(), call.clone());
         let error = match &reply {
+            // A further key of a source that is known already can be done without.
+            Reply::CacheMap(Err(_)) if dispensable => None,
+            Reply::ContentKey(Err(error)) if matches!(error.kind(), OpErrorKind::LostInput(_)) => None,
             Reply::CacheMap(Err(error)) | Reply::ContentKey(Err(error)) => Some(error.clone()),
             _ => None,
         };
@@ -311,6 +328,31 @@ impl Scheduler {
         }
     }
 
+    /// What a call needed was not to be had from those who waited when it started: they fail. It starts again for
+    /// those who came since, whom it may not have asked.
+    fn ask_again(&mut self, id: WorkId, error: &OpError, effects: &mut Vec<Effect>) {
+        let Some(work) = self.works.get(&id) else { return };
+        let early: Vec<_> = work.waiters.iter().filter(|waiting| !waiting.late).copied().collect();
+        self.enqueue(id, effects);
+        self.fail_waiting(id, &early, error, effects);
+    }
+
+    /// A job has waited for work as long as it may.
+    pub(super) fn expired(&mut self, id: WorkId, job: JobId, error: &OpError, effects: &mut Vec<Effect>) {
+        let Some(work) = self.works.get(&id) else { return };
+        let of_job: Vec<_> = work.waiters.iter().filter(|waiting| waiting.job == job).copied().collect();
+        self.fail_waiting(id, &of_job, error, effects);
+    }
+
+    fn fail_waiting(&mut self, id: WorkId, waiters: &[Waiting], error: &OpError, effects: &mut Vec<Effect>) {
+        for waiting in waiters {
+            if self.still_waits(*waiting) {
+                self.leave_work(id, waiting.node, Some(error), effects);
+                self.fail_vertex(waiting.node, error.clone(), effects);
+            }
+        }
+    }
+
     /// What it waited for has come, unless it has ceased to wait meanwhile.
     pub(super) fn wake(&mut self, waiting: Waiting) {
         if self.still_waits(waiting) {
@@ -326,8 +368,10 @@ impl Scheduler {
     pub(super) fn remove_work(&mut self, id: WorkId, shown: Option<Completion>, effects: &mut Vec<Effect>) {
         let Some(work) = self.works.remove(&id) else { return };
         if work.has_context() && work.phase != Phase::Done {
+            // What does not show shows nevertheless when its vertex fails.
             let shows = !matches!(work.kind, Kind::Simple { shows: false, .. });
-            effects.push(Effect::Ended { work: id, shown: shown.filter(|_| shows) });
+            let shown = shown.filter(|shown| shows || shown.error.is_some());
+            effects.push(Effect::Ended { work: id, shown });
         }
         match work.kind {
             Kind::Simple { key, .. } => {
@@ -363,7 +407,6 @@ impl Scheduler {
         for waiting in waiters {
             let node = &mut self.nodes[waiting.node];
             if node.outs.iter().any(|out| !out.ids.is_empty()) {
-                // A further key of a source that is known already can be done without.
                 node.maps_last = true;
                 self.wake(*waiting);
             } else if self.still_waits(*waiting) {
@@ -380,12 +423,15 @@ impl Scheduler {
         loaded: Loaded,
         effects: &mut Vec<Effect>,
     ) {
-        let out = self.nodes[waiting.node].out_mut(waiting.output);
+        let node = &mut self.nodes[waiting.node];
+        let all_keys = node.maps_last || !node.inputs.is_empty();
+        let out = node.out_mut(waiting.output);
         let matched = if out.by_content { Matched::Content } else { Matched::Definition };
         let outcome = Outcome::Hit(Hit::new(record, matched));
         out.done = Some(Done { result: loaded.result, outcome: outcome.clone(), work: None });
         out.ids.extend(loaded.adopted.filter(|key| !out.ids.contains(key)));
-        out.settled = Level::Slow;
+        // A source that was found by one key may have others, for which its users can ask.
+        out.settled = if all_keys { Level::Slow } else { Level::Fast };
         out.loading = None;
         effects.push(Effect::Cached { job: waiting.job, vertex: waiting.vertex, outcome });
         self.notify(waiting.node, waiting.output, effects);
@@ -455,6 +501,16 @@ impl Scheduler {
 }
 
 impl Reply {
+    /// Returns the error of a call that did not get from its jobs what it needed.
+    fn not_lent(&self) -> Option<&OpError> {
+        match self {
+            Self::CacheMap(Err(error)) | Self::ContentKey(Err(error)) | Self::Exec(Err(error)) => {
+                Some(error).filter(|error| error.kind() == OpErrorKind::NotLent)
+            }
+            _ => None,
+        }
+    }
+
     const fn is_err(&self) -> bool {
         matches!(
             self,

@@ -11,7 +11,11 @@ use crate::key::{KeyDigest, KeyId};
 use crate::key_source::Backlink;
 use crate::keys::{CacheKeys, CacheRecord, KeyAndSelector, Lookup, NewKey, Origin, RecordId};
 use crate::op::ResultRef;
+use crate::reason::{GoneWhy, Memo, Remembered, Wanted};
 use crate::vertex::OutputIndex;
+
+/// Memos that one question finds.
+const MAX_NEAR: usize = 16;
 
 /// Keeps keys, links and results in memory, as plainly as can be.
 #[derive(Debug, Default)]
@@ -25,6 +29,7 @@ struct Store {
     results: BTreeMap<RecordId, Option<ResultRef>>,
     /// Records by the address of their result, which they keep alive.
     by_address: HashMap<usize, RecordId>,
+    memos: BTreeMap<KeyId, (OutputIndex, Remembered)>,
     clock: u64,
     named: u64,
 }
@@ -56,7 +61,7 @@ impl MemoryKeys {
     pub fn drop_results(&self, mut gone: impl FnMut(Option<&ResultRef>) -> bool) {
         let mut store = self.lock();
         store.results.retain(|_, result| !gone(result.as_ref()));
-        store.forget_gone();
+        store.forget_gone(GoneWhy::Pruned);
     }
 
     /// Makes results unloadable for which `broken` holds, while their records stay listed.
@@ -65,6 +70,19 @@ impl MemoryKeys {
         store.results.retain(|id, _| !broken(id));
         let Store { results, by_address, .. } = &mut *store;
         by_address.retain(|_, id| results.contains_key(id));
+    }
+
+    /// Forgets what is valid in one daemon only, as a restart does.
+    pub fn forget_random(&self) {
+        let mut store = self.lock();
+        store.keys.retain(|key| !key.is_random());
+        store.records.retain(|key, _| !key.is_random());
+        store.links.retain(|(from, link), _| !from.key.is_random() && !link.digest.is_random());
+    }
+
+    /// Returns whether a record's result is there.
+    pub fn has(&self, record: &RecordId) -> bool {
+        self.lock().results.contains_key(record)
     }
 
     fn lock(&self) -> MutexGuard<'_, Store> {
@@ -86,13 +104,70 @@ impl CacheKeys for MemoryKeys {
         let mut store = self.lock();
         let result = store.results.get(&record.id).cloned();
         if result.is_none() {
-            store.forget_gone();
+            store.forget_gone(GoneWhy::Lost);
         }
         Ok(result)
     }
 
     async fn save(&self, keys: &[NewKey], result: Option<&ResultRef>) -> Result<Vec<KeyId>> {
         Ok(self.lock().save(keys, result))
+    }
+
+    async fn save_with(
+        &self,
+        keys: &[NewKey],
+        result: Option<&ResultRef>,
+        memo: Option<&Memo>,
+    ) -> Result<Vec<KeyId>> {
+        let mut store = self.lock();
+        let ids = store.save(keys, result);
+        for ((id, key), memo) in ids.iter().zip(keys).zip(memo.into_iter().cycle()) {
+            let lasting =
+                |dep: &Vec<KeyAndSelector>| dep.iter().filter(|d| !d.key.is_random()).cloned().collect();
+            let remembered = Remembered {
+                memo: memo.clone(),
+                key: id.clone(),
+                digest: key.digest,
+                deps: key.deps.iter().take(memo.inputs.len()).map(lasting).collect(),
+                created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(store.clock),
+                gone: None,
+            };
+            store.memos.insert(id.clone(), (key.output, remembered));
+        }
+        Ok(ids)
+    }
+
+    fn near(&self, wanted: &Wanted<'_>) -> Result<Vec<Remembered>> {
+        let base = |deps: &[Vec<KeyAndSelector>]| -> BTreeSet<KeyId> {
+            deps.first().into_iter().flatten().map(|dep| dep.key.clone()).collect()
+        };
+        let comes_near = |remembered: &&Remembered| {
+            remembered.memo.name == wanted.name
+                || (!wanted.kin.is_empty() && remembered.memo.fingerprint.kin() == wanted.kin)
+                || wanted.digests.contains(&remembered.digest)
+                || !base(&remembered.deps).is_disjoint(&base(wanted.deps))
+        };
+        let mut near: Vec<_> = self
+            .lock()
+            .memos
+            .values()
+            .filter(|(output, _)| *output == wanted.output)
+            .map(|(_, remembered)| remembered)
+            .filter(comes_near)
+            .cloned()
+            .collect();
+        near.iter_mut()
+            .flat_map(|remembered| &mut remembered.memo.inputs)
+            .for_each(|input| input.listing = None);
+        near.sort_by_key(|remembered| std::cmp::Reverse(remembered.created_at));
+        near.truncate(MAX_NEAR);
+        Ok(near)
+    }
+
+    fn listing(&self, key: &KeyId, input: usize) -> Result<Option<Vec<u8>>> {
+        let store = self.lock();
+        let known = store.memos.get(key).and_then(|(_, remembered)| remembered.memo.inputs.get(input));
+        Ok(known.and_then(|input| input.listing.clone()))
     }
 
     async fn link(&self, key: &NewKey, to: &KeyId) -> Result<()> {
@@ -143,7 +218,7 @@ impl CacheKeys for MemoryKeys {
     async fn lost(&self, result: &ResultRef) -> Result<()> {
         let mut store = self.lock();
         store.results.retain(|_, other| !other.as_ref().is_some_and(|other| Arc::ptr_eq(other, result)));
-        store.forget_gone();
+        store.forget_gone(GoneWhy::Lost);
         Ok(())
     }
 }
@@ -247,11 +322,17 @@ impl Store {
         }
     }
 
-    fn forget_gone(&mut self) {
-        let Self { records, results, by_address, .. } = self;
+    fn forget_gone(&mut self, why: GoneWhy) {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(self.clock);
+        let Self { records, results, by_address, memos, .. } = self;
         by_address.retain(|_, id| results.contains_key(id));
         for records in records.values_mut() {
             records.retain(|record| results.contains_key(&record.id));
+        }
+        for (key, (_, memo)) in memos {
+            if records.get(key).is_none_or(Vec::is_empty) {
+                memo.gone.get_or_insert((now, why));
+            }
         }
     }
 }

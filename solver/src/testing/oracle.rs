@@ -141,6 +141,9 @@ impl<'a> Oracle<'a> {
         let mut results = Vec::new();
         for input in self.vertex(edge).inputs.clone() {
             results.push(self.complete(input)?);
+            if self.vertex(input).inputs.is_empty() {
+                self.slow(input)?;
+            }
         }
         for index in 0..results.len() {
             if self.dep(edge, index).content {

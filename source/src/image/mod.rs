@@ -1,5 +1,6 @@
 //! Images: from a reference to lazy layers.
 
+mod holders;
 mod key;
 mod provider;
 mod request;

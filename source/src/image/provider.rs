@@ -10,6 +10,7 @@ use kiln_registry::{Access, Credentials};
 use kiln_solver::VertexProgress;
 
 use crate::error::{BoxError, Error, Result};
+use crate::image::holders::OneByOne;
 use crate::image::request::{Layout, Origin};
 use crate::image::resolve::Images;
 use crate::progress::Reporter;
@@ -77,8 +78,16 @@ impl ImageProvider {
         let _turn = self.images.turn_to_fetch(&descriptor.digest).await;
         match Origin::parse(source.strip_prefix(IMPORTED).unwrap_or(source))? {
             Origin::Registry(reference) => {
-                let access = Access::new(&*self.credentials).observed(&self.reporter);
-                self.images.registry().fetch_into(content, &reference, descriptor, access).await?;
+                let mut holders = OneByOne::new(&*self.credentials);
+                loop {
+                    let access = Access::new(holders.current()).observed(&self.reporter);
+                    let fetched =
+                        self.images.registry().fetch_into(content, &reference, descriptor, access).await;
+                    match fetched {
+                        Ok(()) => break,
+                        Err(error) => holders.refused(error.into())?,
+                    }
+                }
             }
             Origin::Layout(layout) => {
                 let mut progress =

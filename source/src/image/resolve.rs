@@ -13,6 +13,7 @@ use kiln_solver::{CacheMapPart, VertexProgress};
 use tokio::sync::OnceCell;
 
 use crate::error::{Error, Result};
+use crate::image::holders::OneByOne;
 use crate::image::key::{config_key, manifest_key};
 use crate::image::provider::Layouts;
 use crate::image::request::{ImageRequest, Origin};
@@ -140,10 +141,15 @@ impl Images {
             .get_or_try_init(|| async {
                 let _step = Step::start(progress, format!("resolve {}", request.origin.reference()));
                 let reporter = Reporter::new(progress.clone());
-                let access = access.observed(&reporter);
-                let from = From { origin: &request.origin, access, layouts };
-                let image = self.resolve_now(from, &request.platform).await?;
-                Ok::<_, Error>(Arc::new(image))
+                let mut holders = OneByOne::new(access.credentials());
+                loop {
+                    let access = Access::new(holders.current()).observed(&reporter);
+                    let from = From { origin: &request.origin, access, layouts };
+                    match self.resolve_now(from, &request.platform).await {
+                        Ok(image) => return Ok::<_, Error>(Arc::new(image)),
+                        Err(error) => holders.refused(error)?,
+                    }
+                }
             })
             .await?;
         if let Some(expected) = request.checksum.filter(|expected| *expected != image.root.digest) {

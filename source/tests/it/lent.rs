@@ -45,6 +45,17 @@ async fn a_password_is_lent_for_the_time_of_a_call() {
             bench.images.resolve_root(&request, Access::new(&credentials)).await.unwrap_err().to_string();
         assert!(error.ends_with(want), "{error}");
     }
+
+    // Whoever may not look stands before who may.
+    let (service, methods) = AuthProvider::new(DockerConfig::new(docker.path())).into_service();
+    let both = Clients::default()
+        .open("without", Attachments::new())
+        .open("with", Attachments::new().add(service, methods));
+    let credentials = SessionCredentials::new(both.lender());
+    let (memory, progress) = (Resolutions::new(), VertexProgress::discard());
+    let resolved = bench.images.resolve(&request, &memory, Access::new(&credentials), &(), &progress).await;
+    let error = resolved.unwrap_err().to_string();
+    assert!(error.ends_with("a/b:t: not found"), "{error}");
 }
 
 #[tokio::test]

@@ -1,0 +1,70 @@
+//! Limits of time: which one has passed, its value and the last output are in the error.
+
+use anyhow::{Context as _, Result};
+use kiln_tests::DaemonOptions;
+
+use crate::support::{Site, check_contains, outcome, unique};
+
+const STEP: &str = "ARG BASE\nFROM $BASE\nRUN echo first; echo second >&2; sleep 1000\n";
+
+fn site(config: &str, dockerfile: &str) -> Result<Site> {
+    let options = DaemonOptions { config: config.to_owned(), ..DaemonOptions::default() };
+    Site::with_options(&[("Dockerfile", dockerfile)], options)
+}
+
+#[test]
+fn a_step_that_takes_too_long_fails() -> Result<()> {
+    let step = "time limit exceeded: the step ran longer than 1s (step limit); its last output:";
+    let silence = "time limit exceeded: the step wrote nothing for 1s (silence limit); its last output:";
+    let build = "time limit exceeded: the build took longer than 2s (build limit)";
+    for (config, args, want) in [
+        ("", &["--opt=kiln.step-timeout=1s"][..], step),
+        ("[kiln]\nstepTimeout = 1\n", &[], step),
+        ("[kiln]\nstepTimeout = \"1s\"\n", &["--opt=kiln.step-timeout=1h"], step),
+        ("[kiln]\nstepTimeout = \"1h\"\n", &["--opt=kiln.silence-timeout=1s"], silence),
+        ("[kiln]\nsilenceTimeout = \"1000ms\"\n", &[], silence),
+        ("[kiln]\nbuildTimeout = \"2s\"\n", &[], build),
+        ("", &["--opt=kiln.build-timeout=2s"], build),
+    ] {
+        let failed =
+            site(config, STEP)?.build(args)?.failure().with_context(|| format!("{config}{args:?}"))?;
+        check_contains(&failed.stderr, &["error: failed to solve", want, "first", "second"]);
+        assert_eq!(outcome(&failed.stderr, "RUN echo"), "ERROR", "{}", failed.stderr);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_keeps_within_its_limits_passes() -> Result<()> {
+    let config = "[kiln]\nstepTimeout = 60\nsilenceTimeout = 1\nbuildTimeout = \"5m\"\n";
+    let speaking = "ARG BASE\nFROM $BASE\nRUN for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.3; done\n";
+    site(config, speaking)?.build(&[])?.success()?;
+    Ok(())
+}
+
+#[test]
+fn limits_that_are_none_are_clear_errors() -> Result<()> {
+    let site = site("", STEP)?;
+    for value in ["soon", "0s", "-5s", "10"] {
+        let failed = site.build(&[&format!("--opt=kiln.step-timeout={value}")])?.failure()?;
+        check_contains(&failed.stderr, &["`kiln.step-timeout`", value, "use a duration such as 90s"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_limit_holds_for_the_build_that_has_it_alone() -> Result<()> {
+    let mark = unique()?;
+    let dockerfile = format!(
+        "ARG BASE\nFROM $BASE AS b\nRUN --mount=type=cache,target=/c echo {mark} >> /c/runs; echo begun; sleep 4; cp /c/runs /out\nFROM scratch\nCOPY --from=b /out /\n"
+    );
+    let site = site("", &dockerfile)?;
+    let dir = tempfile::tempdir()?;
+    let patient = site.start(&[&format!("--output=type=local,dest={}", dir.path().display())])?;
+    patient.wait_for("begun")?;
+    let failed = site.build(&["--opt=kiln.step-timeout=2s"])?.failure()?;
+    check_contains(&failed.stderr, &["the step ran longer than 2s (step limit)", "begun"]);
+    patient.finish()?.success()?;
+    assert_eq!(std::fs::read_to_string(dir.path().join("out"))?, format!("{mark}\n"), "it ran once");
+    Ok(())
+}
