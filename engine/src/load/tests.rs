@@ -241,7 +241,7 @@ fn what_cannot_be_loaded() {
         let upper = upper.map(|input| pb::UpperDiffInput { input });
         op(&[], Some(pb::op::Op::Diff(pb::DiffOp { lower, upper })))
     };
-    let nested = |depth: usize| [vec![0xf3, 0x07].repeat(depth), vec![0xf4, 0x07].repeat(depth)].concat();
+    let nested = |depth: usize| [[0xf3, 0x07].repeat(depth), [0xf4, 0x07].repeat(depth)].concat();
     let pass = pb::PassthroughOp { id: "i".to_owned(), outputs: vec![1] };
     for (what, def, want) in [
         ("nothing", vec![], "invalid empty definition".to_owned()),
