@@ -55,7 +55,12 @@ impl CacheKeys for CatalogueKeys {
         digest: &KeyDigest,
         output: OutputIndex,
     ) -> kiln_solver::Result<Lookup> {
-        Ok(self.0.db().read(|connection| find(connection, deps, digest, output))?)
+        Ok(self.0.db().read(|connection| {
+            // Every statement outside a transaction takes and leaves the file's locks for itself.
+            let many = deps.iter().map(Vec::len).sum::<usize>() > 1;
+            let _one_view = if many { Some(connection.unchecked_transaction()?) } else { None };
+            find(connection, deps, digest, output)
+        })?)
     }
 
     fn records(&self, key: &KeyId) -> kiln_solver::Result<Vec<CacheRecord>> {
@@ -265,27 +270,25 @@ impl Ref {
         if self.has_lost_part() {
             return Err(Error::Lost(self.id().clone()));
         }
-        let stack = self.stack();
-        try_join_all(stack.iter().map(|layer| self.check_layer(layer))).await.map(drop)
+        let (mut snapshots, mut lazy) = (Vec::new(), Vec::new());
+        for layer in self.stack() {
+            let snapshot = layer.0.state().snapshot.clone();
+            match snapshot {
+                Some(snapshot) => snapshots.push(snapshot),
+                None => lazy.push(layer),
+            }
+        }
+        for gone in self.0.inner().snapshotter().missing(snapshots).await? {
+            self.gone_from_store(&gone).await?;
+        }
+        try_join_all(lazy.iter().map(Self::check_lazy)).await.map(drop)
     }
 
-    async fn check_layer(&self, layer: &Self) -> Result<()> {
-        let (snapshot, blobs) = {
-            let state = layer.0.state();
-            (state.snapshot.clone(), state.blobs.clone())
-        };
-        match snapshot {
-            Some(snapshot) => {
-                if !self.0.inner().snapshotter().exists(&snapshot).await? {
-                    self.gone_from_store(&snapshot).await?;
-                }
-            }
-            None => {
-                if layer.by_nearness(blobs).await?.is_empty() {
-                    layer.lose().await?;
-                    return Err(Error::Lost(layer.id().clone()));
-                }
-            }
+    async fn check_lazy(&self) -> Result<()> {
+        let blobs = self.0.state().blobs.clone();
+        if self.by_nearness(blobs).await?.is_empty() {
+            self.lose().await?;
+            return Err(Error::Lost(self.id().clone()));
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::SystemTime,
@@ -48,6 +48,8 @@ pub(crate) struct MutableInner {
     /// Its row is in the database: it is found again by name.
     named: bool,
     fresh: bool,
+    /// The mount it was made with, for the first who asks.
+    prepared: Mutex<Option<Mount>>,
     /// What a transfer changes, once somebody says so.
     changes: OnceLock<Arc<ChangeLog>>,
     committed: AtomicBool,
@@ -88,6 +90,10 @@ impl MutableRef {
 
     /// Its read-write mount.
     pub async fn mount(&self) -> Result<Mount> {
+        let prepared = self.0.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mount) = prepared {
+            return Ok(mount);
+        }
         let lowers = match &self.0.parent {
             Some(parent) => parent.lowers().await?,
             None => Vec::new(),
@@ -383,6 +389,7 @@ impl Inner {
                     },
                     named: true,
                     fresh: false,
+                    prepared: Mutex::default(),
                     changes: OnceLock::new(),
                     committed: AtomicBool::new(false),
                 }))),
@@ -426,11 +433,16 @@ impl Inner {
             options,
             named: false,
             fresh: true,
+            prepared: Mutex::default(),
             changes: OnceLock::new(),
             committed: AtomicBool::new(false),
         };
         // Each round mends one layer that has gone from the store, as far as its blob is still here.
-        while let Err(error) = self.snapshotter().prepare(&snapshot, &lowers).await {
+        let mount = loop {
+            let error = match self.snapshotter().prepare(&snapshot, &lowers).await {
+                Ok(mount) => break mount,
+                Err(error) => error,
+            };
             let (kiln_snapshot::Error::NotFound { id }, Some(parent)) = (&error, parent) else {
                 return Err(error.into());
             };
@@ -438,8 +450,9 @@ impl Inner {
             let unpacked = parent.unpack_all(&NoProvider).await;
             unpacked.map_err(|_gone| Error::NotUnpacked(parent.id().clone()))?;
             lowers = parent.lowers().await?;
-        }
+        };
         let mut made = made;
+        made.prepared = Mutex::new(Some(mount));
         if named {
             self.live.take_exclusive(&id);
             made.named = true;

@@ -1,6 +1,6 @@
 //! What a record is: identity, type, options and layer blobs.
 
-use std::{fmt, str::FromStr, time::SystemTime};
+use std::{fmt, str::FromStr, sync::Arc, time::SystemTime};
 
 use kiln_content::Descriptor;
 use kiln_digest::Digest;
@@ -10,7 +10,7 @@ use crate::{Error, IMPORTED};
 
 /// Identity of a record: 25 characters of `0-9a-z`, random.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RecordId(Box<str>);
+pub struct RecordId(Arc<str>);
 
 const ID_LEN: usize = 25;
 const ID_ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
@@ -19,7 +19,9 @@ impl RecordId {
     /// Makes a new random identity.
     pub fn random() -> Self {
         let mut rng = rand::rng();
-        Self((0..ID_LEN).map(|_| char::from(ID_ALPHABET[rng.random_range(0..ID_ALPHABET.len())])).collect())
+        let text: String =
+            (0..ID_LEN).map(|_| char::from(ID_ALPHABET[rng.random_range(0..ID_ALPHABET.len())])).collect();
+        Self(text.into())
     }
     /// The text.
     pub fn as_str(&self) -> &str {

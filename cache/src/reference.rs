@@ -291,9 +291,9 @@ impl Ref {
                     top_down.push(current);
                     todo.extend(below);
                 }
+                Kind::Compared => top_down.push(current),
                 Kind::Merge => todo.extend(current.0.parents.iter().map(|(_, parent)| parent.clone())),
                 Kind::Diff => top_down.extend(current.0.stack.iter().rev().cloned()),
-                Kind::Compared => top_down.push(current),
             }
             if top_down.len().max(todo.len()) > MAX_SEQUENCE {
                 // Merges of merges double with each level; the layers that count are fewer.

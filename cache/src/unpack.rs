@@ -27,7 +27,14 @@ const PROGRESS: Duration = Duration::from_millis(150);
 impl Ref {
     /// Unpacks what is lazy and returns the snapshots, bottom first.
     pub(crate) async fn unpack_all(&self, provider: &dyn BlobProvider) -> Result<Vec<SnapshotId>> {
-        try_join_all(self.stack().iter().map(|layer| layer.unpack(provider))).await
+        let stack = self.stack();
+        // As a rule all are unpacked, and a deep stack would be many futures.
+        let known: Option<Vec<SnapshotId>> =
+            stack.iter().map(|layer| layer.0.state().snapshot.clone()).collect();
+        match known {
+            Some(snapshots) => Ok(snapshots),
+            None => try_join_all(stack.iter().map(|layer| layer.unpack(provider))).await,
+        }
     }
 
     /// Unpacks this one layer, unless it is unpacked. One caller does the work; when its future is dropped, the next

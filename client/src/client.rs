@@ -12,8 +12,10 @@ use tonic::transport::Channel;
 use crate::connect::{ConnectOptions, connect};
 use crate::error::{Error, Result};
 
-/// Longest message either way, in bytes; the daemon's limit too.
-pub(crate) const MAX_MESSAGE: usize = 16 << 20;
+/// Longest answer, in bytes; the daemon's limit too.
+const MAX_ANSWER: usize = 16 << 20;
+/// Longest request, in bytes: our daemon takes so much, others may refuse it.
+const MAX_REQUEST: usize = 64 << 20;
 
 /// A connection to a daemon. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -71,8 +73,8 @@ impl Client {
     /// The control service as it is on the wire.
     pub fn control(&self) -> ControlClient<Channel> {
         ControlClient::new(self.channel())
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE)
+            .max_decoding_message_size(MAX_ANSWER)
+            .max_encoding_message_size(MAX_REQUEST)
     }
 
     /// The daemon's version; old ones answer `Unimplemented`.

@@ -9,10 +9,11 @@ use kiln_solver::{ProgressEvent, Stream};
 use crate::convert::timestamp;
 use crate::reason;
 
-/// A response is ended after the event that takes it over this many bytes: messages of the wire are limited.
+/// A response is ended after the entry that takes it over this many bytes. Clients take 16 MiB, and the largest entry
+/// is a vertex with all inputs that it may have.
 const MAX_BYTES: usize = 1 << 20;
-/// Bytes of a digest as text, with what it takes in a message.
-const DIGEST_TEXT: usize = 75;
+/// About what an entry takes besides its texts.
+const ENTRY_BYTES: usize = 120;
 
 /// Turns a batch of events into responses of bounded size. Vertices come by start time, unstarted ones first.
 pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
@@ -47,17 +48,15 @@ pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
                 started: event.started.map(timestamp),
                 completed: event.completed.map(timestamp),
             }),
-            ProgressEvent::Log(event) => {
-                response.logs.push(VertexLog {
-                    vertex: event.vertex.to_string(),
-                    timestamp: Some(timestamp(event.timestamp)),
-                    stream: match event.stream {
-                        Stream::Stdout => 1,
-                        Stream::Stderr => 2,
-                    },
-                    msg: event.data.clone(),
-                });
-            }
+            ProgressEvent::Log(event) => response.logs.push(VertexLog {
+                vertex: event.vertex.to_string(),
+                timestamp: Some(timestamp(event.timestamp)),
+                stream: match event.stream {
+                    Stream::Stdout => 1,
+                    Stream::Stderr => 2,
+                },
+                msg: event.data.clone(),
+            }),
             ProgressEvent::Warning(event) => response.warnings.push(VertexWarning {
                 vertex: event.vertex.to_string(),
                 level: event.level,
@@ -91,12 +90,18 @@ pub(crate) fn responses(events: &[Arc<ProgressEvent>]) -> Vec<StatusResponse> {
     all
 }
 
-/// About how large an event is in a message.
+/// About what an event takes in a response.
 fn size(event: &ProgressEvent) -> usize {
-    match event {
-        ProgressEvent::Vertex(event) => DIGEST_TEXT * (1 + event.inputs.len()) + event.name.len(),
+    let texts = match event {
+        ProgressEvent::Vertex(event) => {
+            event.inputs.len() * ENTRY_BYTES + event.name.len() + event.error.as_ref().map_or(0, String::len)
+        }
+        ProgressEvent::Status(event) => event.id.len() + event.name.len(),
         ProgressEvent::Log(event) => event.data.len(),
-        ProgressEvent::Warning(event) => event.data.len(),
+        ProgressEvent::Warning(event) => {
+            event.short.len() + event.detail.iter().map(|d| d.len()).sum::<usize>() + event.data.len()
+        }
         _ => 0,
-    }
+    };
+    texts + ENTRY_BYTES
 }

@@ -10,6 +10,8 @@ use crate::hasher::Hasher;
 
 const PREFIX: &str = "sha256:";
 const BYTES: usize = 32;
+const TEXT: usize = PREFIX.len() + 2 * BYTES;
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// A sha256 checksum of bytes. Its text form is `sha256:` and 64 lower case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,7 +52,18 @@ impl Digest {
 
     /// Returns the 64 hex digits without the algorithm.
     pub fn hex(&self) -> String {
-        hex::encode(self.0)
+        std::str::from_utf8(&self.text()).unwrap_or_default().replacen(PREFIX, "", 1)
+    }
+
+    /// The text form, which is ASCII.
+    fn text(&self) -> [u8; TEXT] {
+        let mut text = [0; TEXT];
+        let (prefix, hex) = text.split_at_mut(PREFIX.len());
+        prefix.copy_from_slice(PREFIX.as_bytes());
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0) {
+            pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        }
+        text
     }
 
     /// Returns the name of the algorithm, `sha256`.
@@ -99,8 +112,7 @@ impl TryFrom<&str> for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(PREFIX)?;
-        f.write_str(&self.hex())
+        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
 

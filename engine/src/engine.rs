@@ -159,6 +159,7 @@ impl Engine {
     pub async fn build(&self, mut request: BuildRequest) -> Result<BuildResponse> {
         let limits = self.inner.limits.tightened(&mut request.attrs)?;
         check(&request, &self.inner.worker)?;
+        let definition = request.definition.take();
         let exporters = export::resolve(&self.inner.tools, &request)?;
         let (caches, caches_left_out) = caches::resolve(&self.inner.worker, &request)?;
         let left_out = attestations(&request)?;
@@ -196,7 +197,7 @@ impl Engine {
         let caches_left_out = caches_left_out.iter().map(|reason| format!("[internal] {reason}: ignored"));
         let notes = attestations.chain(caches_left_out).collect();
         let phase = export::Phase { tools: &self.inner.tools, exporters, caches };
-        let run = self.run(&request, &state, notes, phase, result);
+        let run = self.run(&request, definition, &state, notes, phase, result);
         let Some(limit) = limits.build else { return run.await };
         // Outlives the moment at which the steps under way are told why they stop.
         tokio::pin!(run);
@@ -213,6 +214,7 @@ impl Engine {
     async fn run(
         &self,
         request: &BuildRequest,
+        definition: Option<pb::Definition>,
         state: &Arc<BuildState>,
         notes: Vec<String>,
         phase: export::Phase<'_>,
@@ -224,7 +226,7 @@ impl Engine {
             state.job.vertex_scope(&name, digest, |_| async { Ok::<(), Error>(()) }).await?;
         }
         state.import(request.cache_imports.iter().cloned())?;
-        let result = self.result(request, &bridge, result).await?;
+        let result = self.result(request, definition, &bridge, result).await?;
         self.evaluate(&result).await?;
         export::export(state, request, phase, result).await
     }
@@ -284,11 +286,12 @@ impl Engine {
     async fn result(
         &self,
         request: &BuildRequest,
+        definition: Option<pb::Definition>,
         bridge: &BuildBridge,
         returned: oneshot::Receiver<Result<FrontendResult>>,
     ) -> Result<FrontendResult> {
-        if let Some(definition) = &request.definition {
-            let reference = bridge.reference(definition.clone());
+        if let Some(definition) = definition {
+            let reference = bridge.reference(definition);
             let refs = References::Single(reference.map(|r| r as Arc<dyn kiln_frontend::Reference>));
             let mut result = FrontendResult::default();
             result.refs = refs;

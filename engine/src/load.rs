@@ -17,9 +17,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use kiln_digest::{Digest, Hasher};
+use kiln_digest::Hasher;
 use kiln_llb::pb::op::Op as Kind;
-use kiln_llb::{RawOp, VertexDigest, pb};
+use kiln_llb::{RawOp, VertexDigest, is_canonical_op, pb};
 use prost::Message as _;
 
 pub use crate::load::entitlements::{Entitlements, GrantedEntitlements};
@@ -27,8 +27,15 @@ pub use crate::load::error::{LoadError, Located};
 pub use crate::load::identifier::canonical_identifier;
 pub use crate::load::options::{LoadOptions, PolicyError, SourcePolicy};
 
-/// More vertices than any real build has; a 16 MiB message could hold about twice as many.
+/// More vertices than any real build has. Each costs a few kilobytes until its build ends, so this is what bounds the
+/// memory of a build by its definition.
 const MAX_VERTICES: usize = 100_000;
+
+/// Inputs of one vertex; progress names them all in one message.
+const MAX_INPUTS: usize = 100_000;
+
+/// Inputs of all vertices together.
+const MAX_EDGES: usize = 1_000_000;
 
 /// How many policy evaluations run at once.
 const POLICY_CONCURRENCY: usize = 16;
@@ -94,7 +101,11 @@ impl LoadedGraph {
 struct Draft<'a> {
     sent: VertexDigest,
     bytes: &'a [u8],
+    /// Whether the bytes are the canonical ones.
+    canonical: bool,
     op: pb::Op,
+    /// Whether its source is no longer the one that was sent.
+    source_changed: bool,
     metadata: Option<&'a pb::OpMetadata>,
     proxy_network: bool,
 }
@@ -120,34 +131,59 @@ pub async fn load(definition: &pb::Definition, options: &LoadOptions<'_>) -> Res
     }
     evaluate_sources(&mut drafts, options).await?;
 
-    let digests = recompute_digests(&mut drafts, &by_sent)?;
+    let inputs = resolve_inputs(&drafts, &by_sent)?;
+    let digests = recompute_digests(&mut drafts, &inputs)?;
     // Different bytes may turn out to be the same vertex; the one sent last stands for both.
     let by_digest: HashMap<VertexDigest, usize> = digests.iter().copied().zip(0..).collect();
     if by_digest.len() < 2 {
         return Err(LoadError::TooFewVertices(by_digest.len()));
     }
-    let head = last.and_then(|last| by_sent.get(&last)).and_then(|&i| drafts.get(i));
-    let head = head.and_then(|draft| draft.op.inputs.first()).ok_or(LoadError::NoRequestedEdge)?.clone();
-    assemble(drafts, &by_digest, &head, options)
+    let stands_for: Vec<usize> =
+        digests.iter().enumerate().map(|(at, digest)| by_digest.get(digest).copied().unwrap_or(at)).collect();
+    let same = |at: &usize| stands_for.get(*at).copied().unwrap_or(*at);
+    let inputs: Vec<Vec<usize>> = inputs.into_iter().map(|of| of.iter().map(same).collect()).collect();
+
+    let last = last.and_then(|last| by_sent.get(&last).copied()).ok_or(LoadError::NoRequestedEdge)?;
+    let head = drafts.get(last).and_then(|draft| draft.op.inputs.first()).map(|input| input.index);
+    let target = inputs.get(last).and_then(|inputs| inputs.first().copied());
+    let (Some(target), Some(output)) = (target, head) else { return Err(LoadError::NoRequestedEdge) };
+    assemble(drafts, &inputs, &digests, (target, output), options)
 }
 
 fn decode(definition: &pb::Definition) -> Result<(Vec<Draft<'_>>, HashMap<VertexDigest, usize>), LoadError> {
     let mut drafts = Vec::with_capacity(definition.def.len());
     let mut by_sent = HashMap::with_capacity(definition.def.len());
+    let mut edges = 0;
     for bytes in &definition.def {
-        // The wire-level decoder goes first because its errors read like the reference's.
-        RawOp::decode(bytes).map_err(LoadError::Parse)?;
+        let sent = VertexDigest::of(bytes);
+        if by_sent.contains_key(&sent) {
+            continue;
+        }
+        let canonical = is_canonical_op(bytes);
+        if !canonical {
+            // The wire-level decoder goes first because its errors read like the reference's.
+            RawOp::decode(bytes).map_err(LoadError::Parse)?;
+        }
         let op = pb::Op::decode(bytes.as_slice()).map_err(|e| LoadError::Parse(e.into()))?;
         for (position, input) in op.inputs.iter().enumerate() {
             if input.index < 0 {
                 return Err(LoadError::NegativeOutput { position, output: input.index });
             }
         }
-        let sent = VertexDigest::of(bytes);
-        by_sent.entry(sent).or_insert_with(|| {
-            let metadata = definition.metadata.get(&sent.to_string());
-            drafts.push(Draft { sent, bytes, op, metadata, proxy_network: false });
-            drafts.len() - 1
+        edges += op.inputs.len();
+        if op.inputs.len() > MAX_INPUTS || edges > MAX_EDGES {
+            return Err(LoadError::TooManyInputs(edges));
+        }
+        by_sent.insert(sent, drafts.len());
+        let metadata = definition.metadata.get(&sent.to_string());
+        drafts.push(Draft {
+            sent,
+            bytes,
+            canonical,
+            op,
+            source_changed: false,
+            metadata,
+            proxy_network: false,
         });
     }
     Ok((drafts, by_sent))
@@ -166,73 +202,95 @@ async fn evaluate_sources(drafts: &mut [Draft<'_>], options: &LoadOptions<'_>) -
     let evaluations = drafts.iter_mut().filter_map(|draft| {
         let platform = draft.op.platform.as_ref();
         match &mut draft.op.op {
-            Some(Kind::Source(source)) => Some((source, platform)),
+            Some(Kind::Source(source)) => Some((source, &mut draft.source_changed, platform)),
             _ => None,
         }
     });
     futures::stream::iter(evaluations)
         .map(Ok::<_, LoadError>)
-        .try_for_each_concurrent(POLICY_CONCURRENCY, |(source, platform)| async move {
+        .try_for_each_concurrent(POLICY_CONCURRENCY, |(source, changed, platform)| async move {
+            let sent = source.clone();
             if let Some(identifier) = canonical_identifier(source) {
                 source.identifier = identifier;
             }
             if let Some(policy) = options.policy {
                 policy.evaluate(source, platform).await.map_err(LoadError::Policy)?;
             }
+            *changed = *source != sent;
             Ok(())
         })
         .await
 }
 
+/// Finds the drafts that the inputs of each name.
+fn resolve_inputs(
+    drafts: &[Draft<'_>],
+    by_sent: &HashMap<VertexDigest, usize>,
+) -> Result<Vec<Vec<usize>>, LoadError> {
+    let position = |input: &pb::Input| {
+        let sent = input.digest.parse::<VertexDigest>().ok();
+        let position = sent.and_then(|sent| by_sent.get(&sent).copied());
+        position.ok_or_else(|| LoadError::MissingInput(input.digest.clone()))
+    };
+    drafts.iter().map(|draft| draft.op.inputs.iter().map(position).collect()).collect()
+}
+
+/// A step of a walk through a graph that does not recurse.
+enum Step {
+    Enter(usize),
+    Leave(usize),
+}
+
 /// Computes the digest of every draft, inputs first, and rewrites the inputs of the typed ops.
 fn recompute_digests(
     drafts: &mut [Draft<'_>],
-    by_sent: &HashMap<VertexDigest, usize>,
+    inputs: &[Vec<usize>],
 ) -> Result<Vec<VertexDigest>, LoadError> {
     let mut done: Vec<Option<VertexDigest>> = vec![None; drafts.len()];
+    let mut entered = vec![false; drafts.len()];
+    let mut stack = Vec::new();
     for start in 0..drafts.len() {
-        let mut stack = vec![start];
-        while let Some(&at) = stack.last() {
-            if done.get(at).copied().flatten().is_some() {
-                stack.pop();
-                continue;
-            }
-            let Some(draft) = drafts.get_mut(at) else { break };
-            let mut inputs = Vec::with_capacity(draft.op.inputs.len());
-            let mut waiting = None;
-            for input in &draft.op.inputs {
-                let missing = || LoadError::MissingInput(input.digest.clone());
-                let sent: VertexDigest = input.digest.parse().map_err(|_| missing())?;
-                let position = *by_sent.get(&sent).ok_or_else(missing)?;
-                match done.get(position).copied().flatten() {
-                    Some(digest) => inputs.push(digest.to_string()),
-                    None => {
-                        waiting = Some(position);
-                        break;
+        stack.push(Step::Enter(start));
+        while let Some(step) = stack.pop() {
+            match step {
+                Step::Enter(at) => {
+                    let Some(seen) = entered.get_mut(at).filter(|seen| !**seen) else { continue };
+                    *seen = true;
+                    stack.push(Step::Leave(at));
+                    stack.extend(inputs.get(at).into_iter().flatten().rev().copied().map(Step::Enter));
+                }
+                Step::Leave(at) => {
+                    let (Some(draft), Some(inputs)) = (drafts.get_mut(at), inputs.get(at)) else { continue };
+                    let digest = |input: &usize| done.get(*input).copied().flatten();
+                    // An op's digest covers its inputs' digests, so a circle cannot be written down; one is an input
+                    // that names nothing.
+                    let known: Option<Vec<VertexDigest>> = inputs.iter().map(digest).collect();
+                    let known = known.ok_or_else(|| LoadError::MissingInput(draft.sent.to_string()))?;
+                    let digest = finish(draft, &known)?;
+                    if let Some(slot) = done.get_mut(at) {
+                        *slot = Some(digest);
                     }
                 }
             }
-            if let Some(position) = waiting {
-                // An op's digest covers its inputs' digests, so a circle cannot be written down.
-                stack.push(position);
-                continue;
-            }
-            let digest = finish(draft, inputs)?;
-            if let Some(slot) = done.get_mut(at) {
-                *slot = Some(digest);
-            }
-            stack.pop();
         }
     }
     Ok(done.into_iter().flatten().collect())
 }
 
-fn finish(draft: &mut Draft<'_>, inputs: Vec<String>) -> Result<VertexDigest, LoadError> {
-    let mut raw = RawOp::decode(draft.bytes).map_err(LoadError::Parse)?;
-    for (input, digest) in draft.op.inputs.iter_mut().zip(&inputs) {
-        input.digest.clone_from(digest);
+fn finish(draft: &mut Draft<'_>, inputs: &[VertexDigest]) -> Result<VertexDigest, LoadError> {
+    let mut changed = draft.source_changed;
+    for (input, digest) in draft.op.inputs.iter_mut().zip(inputs) {
+        let digest = digest.to_string();
+        if input.digest != digest {
+            input.digest = digest;
+            changed = true;
+        }
     }
-    raw.set_input_digests(inputs).map_err(LoadError::Parse)?;
+    if draft.canonical && !changed && !draft.proxy_network {
+        return Ok(draft.sent);
+    }
+    let mut raw = RawOp::decode(draft.bytes).map_err(LoadError::Parse)?;
+    raw.set_input_digests(inputs.iter().map(ToString::to_string).collect()).map_err(LoadError::Parse)?;
     if let Some(Kind::Source(source)) = &draft.op.op {
         raw.set_source(source.identifier.clone(), &source.attrs).map_err(LoadError::Parse)?;
     }
@@ -246,40 +304,27 @@ fn finish(draft: &mut Draft<'_>, inputs: Vec<String>) -> Result<VertexDigest, Lo
     Ok(VertexDigest::from(hasher.finish()))
 }
 
-/// Walks from the wanted edge, validating on the way down and naming on the way up.
+/// Walks from the wanted edge, validating on the way down and naming on the way up. `inputs` has, for each draft, the
+/// drafts it reads; `target` is the wanted one with its output.
 fn assemble(
     drafts: Vec<Draft<'_>>,
-    by_digest: &HashMap<VertexDigest, usize>,
-    head: &pb::Input,
+    inputs: &[Vec<usize>],
+    digests: &[VertexDigest],
+    (target, output): (usize, i64),
     options: &LoadOptions<'_>,
 ) -> Result<LoadedGraph, LoadError> {
-    enum Step {
-        Enter(usize),
-        Leave(usize),
-    }
-    let find = |digest: &str| {
-        let missing = || LoadError::MissingInput(digest.to_owned());
-        let parsed: Digest = digest.parse().map_err(|_| missing())?;
-        by_digest.get(&VertexDigest::from(parsed)).copied().ok_or_else(missing)
-    };
-    let digest_of: HashMap<usize, VertexDigest> = by_digest.iter().map(|(d, &i)| (i, *d)).collect();
     let mut drafts: Vec<Option<Draft<'_>>> = drafts.into_iter().map(Some).collect();
     let mut entered = vec![false; drafts.len()];
-    let mut placed: HashMap<usize, usize> = HashMap::new();
+    let mut placed: Vec<Option<usize>> = vec![None; drafts.len()];
     let mut vertices: Vec<LoadedVertex> = Vec::new();
     let mut pruned_cache_ids = BTreeMap::new();
     let mut default_platform = None;
-    let root = find(&head.digest)?;
-    let mut stack = vec![Step::Enter(root)];
+    let mut stack = vec![Step::Enter(target)];
     while let Some(step) = stack.pop() {
         match step {
             Step::Enter(at) => {
-                if entered.get(at).copied().unwrap_or(true) {
-                    continue;
-                }
-                if let Some(seen) = entered.get_mut(at) {
-                    *seen = true;
-                }
+                let Some(seen) = entered.get_mut(at).filter(|seen| !**seen) else { continue };
+                *seen = true;
                 let Some(draft) = drafts.get_mut(at).and_then(Option::as_mut) else { continue };
                 let checked = validate::op(&draft.op)
                     .and_then(|()| {
@@ -287,49 +332,62 @@ fn assemble(
                     })
                     .and_then(|()| names::check(&draft.op));
                 if let Err(error) = checked {
-                    let vertex = digest_of.get(&at).copied().unwrap_or(draft.sent);
+                    let vertex = digests.get(at).copied().unwrap_or(draft.sent);
                     return Err(LoadError::At(Box::new(Located { vertex, sent: draft.sent, error })));
                 }
                 stack.push(Step::Leave(at));
-                let inputs: Vec<usize> =
-                    draft.op.inputs.iter().map(|input| find(&input.digest)).collect::<Result<_, _>>()?;
-                stack.extend(inputs.into_iter().rev().map(Step::Enter));
+                stack.extend(inputs.get(at).into_iter().flatten().rev().copied().map(Step::Enter));
             }
             Step::Leave(at) => {
-                let (Some(draft), Some(&digest)) =
-                    (drafts.get_mut(at).and_then(Option::take), digest_of.get(&at))
+                let (Some(draft), Some(&digest), Some(below)) =
+                    (drafts.get_mut(at).and_then(Option::take), digests.get(at), inputs.get(at))
                 else {
                     continue;
                 };
-                let mut inputs = Vec::with_capacity(draft.op.inputs.len());
-                for input in &draft.op.inputs {
+                let mut edges = Vec::with_capacity(below.len());
+                for (input, below) in draft.op.inputs.iter().zip(below) {
                     let missing = || LoadError::MissingInput(input.digest.clone());
-                    let vertex = *placed.get(&find(&input.digest)?).ok_or_else(missing)?;
-                    inputs.push(Edge { vertex, output: input.index.cast_unsigned() });
+                    let vertex = placed.get(*below).copied().flatten().ok_or_else(missing)?;
+                    edges.push(Edge { vertex, output: input.index.cast_unsigned() });
                 }
-                let metadata = draft.metadata;
-                let description = metadata.map(|m| m.description.clone()).unwrap_or_default();
-                let name = description.get("llb.customname").cloned();
-                let name = name.unwrap_or_else(|| names::of(&draft.op, &inputs, &vertices));
-                let is_exec = matches!(draft.op.op, Some(Kind::Exec(_)));
-                placed.insert(at, vertices.len());
-                vertices.push(LoadedVertex {
-                    digest,
-                    sent: draft.sent,
-                    name,
-                    op: Arc::new(draft.op),
-                    inputs,
-                    ignore_cache: metadata.is_some_and(|m| m.ignore_cache),
-                    export_cache: metadata.and_then(|m| m.export_cache).map(|e| e.value),
-                    description,
-                    progress_group: metadata.and_then(|m| m.progress_group.clone()),
-                    linux_resources: metadata.and_then(|m| m.linux_resources.clone()).filter(|_| is_exec),
-                    proxy_network: draft.proxy_network,
-                });
+                if let Some(place) = placed.get_mut(at) {
+                    *place = Some(vertices.len());
+                }
+                let vertex = vertex(draft, digest, edges, &vertices);
+                vertices.push(vertex);
             }
         }
     }
-    let vertex = *placed.get(&root).ok_or_else(|| LoadError::MissingInput(head.digest.clone()))?;
-    let edge = Edge { vertex, output: head.index.cast_unsigned() };
+    let vertex = placed.get(target).copied().flatten().ok_or(LoadError::NoRequestedEdge)?;
+    let edge = Edge { vertex, output: output.cast_unsigned() };
     Ok(LoadedGraph { vertices, edge, pruned_cache_ids })
+}
+
+/// The vertex of a draft whose inputs are among `vertices`.
+fn vertex(
+    draft: Draft<'_>,
+    digest: VertexDigest,
+    inputs: Vec<Edge>,
+    vertices: &[LoadedVertex],
+) -> LoadedVertex {
+    let metadata = draft.metadata;
+    let description = metadata.map(|m| m.description.clone()).unwrap_or_default();
+    let name = match description.get("llb.customname") {
+        Some(name) => names::bounded(name),
+        None => names::of(&draft.op, &inputs, vertices),
+    };
+    let is_exec = matches!(draft.op.op, Some(Kind::Exec(_)));
+    LoadedVertex {
+        digest,
+        sent: draft.sent,
+        name,
+        op: Arc::new(draft.op),
+        inputs,
+        ignore_cache: metadata.is_some_and(|m| m.ignore_cache),
+        export_cache: metadata.and_then(|m| m.export_cache).map(|e| e.value),
+        description,
+        progress_group: metadata.and_then(|m| m.progress_group.clone()),
+        linux_resources: metadata.and_then(|m| m.linux_resources.clone()).filter(|_| is_exec),
+        proxy_network: draft.proxy_network,
+    }
 }

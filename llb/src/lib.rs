@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod canonical;
 pub mod caps;
 mod definition;
 mod error;
@@ -13,6 +14,7 @@ mod schema;
 pub mod state;
 mod wire;
 
+pub use crate::canonical::is_canonical_op;
 pub use crate::definition::{Entry, RawOp, VertexDigest, canonical_op, marshal_op, walk};
 pub use crate::error::{Error, Result};
 pub use crate::schema::Schema;

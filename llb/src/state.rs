@@ -11,6 +11,7 @@ mod paths;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use crate::pb;
@@ -67,10 +68,17 @@ pub struct SourceLocation {
     pub ranges: Vec<pb::Range>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Output {
     vertex: Arc<Vertex>,
     index: i64,
+}
+
+/// Shows nothing of what lies below: that may be very deep.
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Output").field("index", &self.index).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]

@@ -1,12 +1,18 @@
 //! The recorded answers of the reference in `testdata/`.
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+use std::path::{Path, PathBuf};
+
 use kiln_patterns::{DirState, Filter, Patterns, ignore_file};
+use kiln_vectors::Vectors;
 use serde_json::Value;
 
-fn load(name: &str) -> Value {
-    let path = format!("{}/testdata/{name}", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+fn own() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
+}
+
+fn load(dir: &Path, name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(dir.join(name)).unwrap()).unwrap()
 }
 
 fn strings(value: &Value) -> Vec<&str> {
@@ -57,43 +63,54 @@ fn walk(tree: &Value, filter: &Filter) -> Vec<String> {
 
 #[test]
 fn ignore_files() {
-    let data = load("ignore.json");
-    for case in data["cases"].as_array().unwrap() {
+    let mut vectors = Vectors::new(own());
+    let data = load(vectors.dir(), "ignore.json");
+    for (number, case) in data["cases"].as_array().unwrap().iter().enumerate() {
         let file = case["file"].as_str().unwrap();
-        let patterns = ignore_file(file);
-        assert_eq!(patterns, strings(&case["patterns"]), "patterns of {file:?}");
-        let list = match Patterns::new(&patterns) {
-            Ok(list) => list,
-            Err(error) => {
-                assert_eq!(Some(error.to_string().as_str()), case["error"].as_str(), "{file:?}");
-                continue;
+        vectors.check(format!("ignore {}: {file:?}", number + 1), || {
+            let patterns = ignore_file(file);
+            assert_eq!(patterns, strings(&case["patterns"]), "patterns");
+            let list = match Patterns::new(&patterns) {
+                Ok(list) => list,
+                Err(error) => {
+                    assert_eq!(Some(error.to_string().as_str()), case["error"].as_str());
+                    return Ok(());
+                }
+            };
+            assert!(case.get("error").is_none(), "it compiles");
+            for (path, want) in case["ignored"].as_object().unwrap() {
+                assert_eq!(list.matches(path), want.as_bool().unwrap(), "{path:?}");
             }
-        };
-        assert!(case.get("error").is_none(), "{file:?} compiles");
-        for (path, want) in case["ignored"].as_object().unwrap() {
-            assert_eq!(list.matches(path), want.as_bool().unwrap(), "{file:?} on {path:?}");
-        }
-        let filter = Filter::new([""; 0], &patterns).unwrap();
-        assert_eq!(walk(&data["tree"], &filter), strings(&case["transferred"]), "walk of {file:?}");
+            let filter = Filter::new([""; 0], &patterns).unwrap();
+            assert_eq!(walk(&data["tree"], &filter), strings(&case["transferred"]), "walk");
+            Ok(())
+        });
     }
+    vectors.finish(76);
 }
 
 #[test]
 fn include_lists() {
-    let data = load("include.json");
+    let mut vectors = Vectors::new(own());
+    let data = load(vectors.dir(), "include.json");
     // Follow paths need links resolved on disk, which is the file sender's part.
-    for case in data["cases"].as_array().unwrap().iter().filter(|case| strings(&case["follow"]).is_empty()) {
+    let cases = data["cases"].as_array().unwrap().iter().enumerate();
+    for (number, case) in cases.filter(|(_, case)| strings(&case["follow"]).is_empty()) {
         let mut include = strings(&case["include"]);
-        // The recording sender also de-duplicates paths, which drops every absolute one before it gets here.
-        include.retain(|pattern| !pattern.starts_with('/'));
-        let filter = Filter::new(&include, [""; 0]).unwrap();
-        assert_eq!(walk(&data["tree"], &filter), strings(&case["transferred"]), "{include:?}");
+        vectors.check(format!("include {}: {include:?}", number + 1), || {
+            // The recording sender also de-duplicates paths, which drops every absolute one before it gets here.
+            include.retain(|pattern| !pattern.starts_with('/'));
+            let filter = Filter::new(&include, [""; 0]).unwrap();
+            assert_eq!(walk(&data["tree"], &filter), strings(&case["transferred"]));
+            Ok(())
+        });
     }
+    vectors.finish(16);
 }
 
 #[test]
 fn pruning_never_loses_a_match() {
-    let data = load("ignore.json");
+    let data = load(&own(), "ignore.json");
     let all = entries(&data["tree"]);
     for case in data["cases"].as_array().unwrap() {
         let Ok(list) = Patterns::new(strings(&case["patterns"])) else { continue };

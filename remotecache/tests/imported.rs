@@ -1,4 +1,5 @@
 //! Imported caches as stores of keys.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -66,8 +67,7 @@ impl Fixture {
 
     /// Opens a cache with these layers (name, parent) and records.
     async fn import(&self, layers: &[(&str, i64)], records: Value, has: &[&str]) -> Result<ImportedKeys> {
-        let mut memory = Memory::default();
-        memory.layers = has.iter().map(|name| Digest::of(name)).collect();
+        let mut memory = Memory { layers: has.iter().map(Digest::of).collect(), ..Memory::default() };
         let listed = layers.iter().map(|(name, parent)| json!({"blob": Digest::of(name), "parent": parent}));
         let config = json!({"layers": listed.collect::<Vec<_>>(), "records": records});
         let config = memory.put(CONFIG_TYPE, &config);

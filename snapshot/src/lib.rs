@@ -9,6 +9,7 @@
 mod difference;
 mod error;
 mod flatten;
+mod in_place;
 mod marks;
 mod mount;
 mod mount_table;
@@ -18,10 +19,12 @@ mod skeleton;
 mod snapshotter;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod unmounted;
 mod usage;
 
 pub use crate::difference::difference;
 pub use crate::error::{Error, Result};
+pub use crate::in_place::{in_place, may_block};
 pub use crate::mount::{Mount, Mounted, TempMounted};
 pub use crate::mount_table::detach_below;
 pub use crate::overlay::OverlaySnapshotter;

@@ -184,6 +184,11 @@ enum Keeps {
 }
 
 impl TempMounted {
+    /// A directory that needs no mount.
+    pub(crate) fn unmounted(path: PathBuf) -> Self {
+        Self { path, keeps: Keeps::Nothing }
+    }
+
     /// The top directory of what is mounted.
     pub fn path(&self) -> &Path {
         &self.path
@@ -201,7 +206,7 @@ impl Drop for TempMounted {
 
 /// The places where this process shows the overlay of one upper directory.
 #[derive(Clone, Debug)]
-struct SharedUpper {
+pub(crate) struct SharedUpper {
     upper: PathBuf,
     places: Arc<Mutex<Vec<PathBuf>>>,
 }
@@ -210,6 +215,12 @@ type Uppers = HashMap<PathBuf, Arc<Mutex<Vec<PathBuf>>>>;
 static UPPERS: LazyLock<Mutex<Uppers>> = LazyLock::new(Mutex::default);
 
 impl SharedUpper {
+    /// Whether this process shows the overlay of this upper directory anywhere.
+    pub(crate) fn is_mounted(upper: &Path) -> bool {
+        let uppers = UPPERS.lock().unwrap_or_else(PoisonError::into_inner);
+        uppers.contains_key(upper)
+    }
+
     fn of(upper: &Path) -> Self {
         let mut uppers = UPPERS.lock().unwrap_or_else(PoisonError::into_inner);
         let places = uppers.entry(upper.to_owned()).or_default().clone();

@@ -1,15 +1,17 @@
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use kiln_rootdir::Root;
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FileType, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::flatten;
-use crate::mount::Mount;
+use crate::in_place::may_block;
+use crate::mount::{Mount, open_path};
 use crate::mount_table::detach_below;
 use crate::skeleton;
 use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
@@ -39,8 +41,13 @@ impl OverlaySnapshotter {
             std::fs::create_dir_all(&dir).map_err(|source| Error::io("make directory", &dir, source))?;
         }
         detach_below(&root)?;
+        let home = |kind| {
+            let dir = root.join(kind);
+            open_path(&dir).map_err(|errno| Error::io("open directory", &dir, errno))
+        };
+        let (active, committed) = (home("active")?, home("committed")?);
         let merged = flatten::load(&root.join("merged"))?;
-        let places = Arc::new(Places { root, merged, trashed: AtomicU64::new(0) });
+        let places = Arc::new(Places { root, active, committed, merged, trashed: AtomicU64::new(0) });
         places.discard_leftovers()?;
         Ok(Self { places })
     }
@@ -54,6 +61,9 @@ impl OverlaySnapshotter {
         &self,
         work: impl FnOnce(&Places) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        if may_block() {
+            return work(&self.places);
+        }
         let places = self.places.clone();
         tokio::task::spawn_blocking(move || work(&places)).await.map_err(|_| Error::Interrupted)?
     }
@@ -120,6 +130,14 @@ impl Snapshotter for OverlaySnapshotter {
         self.blocking(move |places| Ok(places.find(&id).is_some())).await
     }
 
+    async fn missing(&self, ids: Vec<SnapshotId>) -> Result<Vec<SnapshotId>> {
+        self.blocking(move |places| {
+            let missing = |id: &SnapshotId| !has(&places.committed, id) && !has(&places.active, id);
+            Ok(ids.into_iter().filter(missing).collect())
+        })
+        .await
+    }
+
     async fn usage(&self, id: &SnapshotId) -> Result<Usage> {
         let id = id.clone();
         self.blocking(move |places| {
@@ -137,6 +155,9 @@ impl Snapshotter for OverlaySnapshotter {
 #[derive(Debug)]
 pub(crate) struct Places {
     root: PathBuf,
+    /// The directories of active and committed snapshots. A deep stack is many look-ups, which are short from here.
+    active: OwnedFd,
+    committed: OwnedFd,
     pub(crate) merged: flatten::Merged,
     trashed: AtomicU64,
 }
@@ -150,7 +171,8 @@ impl Places {
         }
         let beside = self.new_trash();
         let upper = beside.join("fs");
-        make_dirs(&[&beside, &upper, &beside.join("work")])?;
+        // The work directory is made by the first mount, if there is one.
+        make_dirs(&[&beside, &upper])?;
         // The top directory of the stack shows with the owner of the upper one.
         if let Some(top) = lowers.last() {
             use std::os::unix::fs::MetadataExt as _;
@@ -191,7 +213,12 @@ impl Places {
         let committed = self.dir("committed", id);
         self.rename_new(&active, &committed, id)?;
         // From here on it is committed; the work directory is only litter.
-        let outcome = Root::open(&committed).and_then(|root| root.remove_all("work"));
+        let work = committed.join("work");
+        let outcome = if work.exists() {
+            Root::open(&committed).and_then(|root| root.remove_all("work"))
+        } else {
+            Ok(())
+        };
         if let Err(error) = outcome {
             tracing::warn!(snapshot = %id, %error, "work directory left behind");
         }
@@ -206,10 +233,7 @@ impl Places {
         self.committed(id)?;
         // What was merged from it shares its files.
         flatten::forget(self, id)?;
-        let committed = self.dir("committed", id);
-        let work = committed.join("work");
-        std::fs::create_dir_all(&work).map_err(|source| Error::io("make directory", &work, source))?;
-        self.rename_new(&committed, &active, id)
+        self.rename_new(&self.dir("committed", id), &active, id)
     }
 
     fn stage(&self, id: &SnapshotId) -> Result<PathBuf> {
@@ -260,9 +284,12 @@ impl Places {
 
     /// The directory of a committed snapshot, or of a skeleton.
     pub(crate) fn committed(&self, id: &SnapshotId) -> Result<PathBuf> {
-        let kind = if skeleton::is_one(id) { "merged" } else { "committed" };
-        let dir = self.dir(kind, id).join("fs");
-        if dir.is_dir() { Ok(dir) } else { Err(Error::NotFound { id: id.clone() }) }
+        let (kind, there) = if skeleton::is_one(id) {
+            ("merged", self.dir("merged", id).join("fs").is_dir())
+        } else {
+            ("committed", has(&self.committed, id))
+        };
+        if there { Ok(self.dir(kind, id).join("fs")) } else { Err(Error::NotFound { id: id.clone() }) }
     }
 
     pub(crate) fn merged_dir(&self) -> PathBuf {
@@ -286,7 +313,7 @@ impl Places {
     }
 
     fn find(&self, id: &SnapshotId) -> Option<PathBuf> {
-        ["active", "committed"].iter().map(|kind| self.dir(kind, id).join("fs")).find(|dir| dir.is_dir())
+        ["committed", "active"].iter().map(|kind| self.dir(kind, id).join("fs")).find(|dir| dir.is_dir())
     }
 
     fn dir(&self, kind: &str, id: &SnapshotId) -> PathBuf {
@@ -352,6 +379,13 @@ impl Places {
         }
         Ok(())
     }
+}
+
+/// Whether the snapshot is in this directory of snapshots.
+fn has(home: &OwnedFd, id: &SnapshotId) -> bool {
+    let path = format!("{id}/fs");
+    rustix::fs::statat(home, path.as_str(), AtFlags::empty())
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())
 }
 
 fn active_mount(active: &Path, lowers: Vec<PathBuf>) -> Mount {

@@ -23,7 +23,12 @@ type Upper<'a> = Option<(&'a PathBuf, &'a PathBuf)>;
 /// Mounts an overlay at `target`.
 pub(crate) fn attach(lowers: &[PathBuf], upper: Upper<'_>, target: &Path) -> Result<()> {
     if let Some((_, work)) = upper {
-        forget_volatile(work)?;
+        match std::fs::create_dir(work) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("make directory", work, error));
+            }
+            _ => forget_volatile(work)?,
+        }
     }
     match create(lowers, upper, target)? {
         Some(mount) => rustix::mount::move_mount(

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -9,7 +10,7 @@ use crate::mount::Mount;
 
 /// Names a snapshot: 1 to 64 of `a`-`z` and `0`-`9`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SnapshotId(String);
+pub struct SnapshotId(Arc<str>);
 
 impl SnapshotId {
     /// Takes `text` as an identifier.
@@ -17,10 +18,14 @@ impl SnapshotId {
     /// # Errors
     /// [`Error::InvalidId`] if it is none.
     pub fn new(text: impl Into<String>) -> Result<Self> {
-        let text = text.into();
+        let text: String = text.into();
         let fits = (1..=64).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        if fits { Ok(Self(text)) } else { Err(Error::InvalidId { text: text.chars().take(80).collect() }) }
+        if fits {
+            Ok(Self(text.into()))
+        } else {
+            Err(Error::InvalidId { text: text.chars().take(80).collect() })
+        }
     }
 
     /// The identifier as text.
@@ -110,6 +115,17 @@ pub trait Snapshotter: fmt::Debug + Send + Sync + 'static {
 
     /// Whether there is an active or committed snapshot of this name.
     async fn exists(&self, id: &SnapshotId) -> Result<bool>;
+
+    /// Those of `ids` that are neither active nor committed, in the same order.
+    async fn missing(&self, ids: Vec<SnapshotId>) -> Result<Vec<SnapshotId>> {
+        let mut missing = Vec::new();
+        for id in ids {
+            if !self.exists(&id).await? {
+                missing.push(id);
+            }
+        }
+        Ok(missing)
+    }
 
     /// What an active or committed snapshot takes on disk.
     async fn usage(&self, id: &SnapshotId) -> Result<Usage>;

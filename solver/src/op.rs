@@ -45,6 +45,12 @@ pub trait Op: Debug + Send + Sync + 'static {
         inputs: Vec<Option<ResultRef>>,
     ) -> Result<Vec<Option<ResultRef>>, OpError>;
 
+    /// Returns the one part that `cache_map` would give, where that follows from the definition alone: then no call
+    /// is made for it. It must be cheap, and always the same.
+    fn known_map(&self) -> Option<CacheMap> {
+        None
+    }
+
     /// Returns which gate `exec` passes.
     fn slot(&self) -> Slot {
         Slot::None

@@ -172,7 +172,7 @@ fn each_kind_of_change_is_named() -> Result<()> {
             "source of a copy",
             Dockerfile("COPY used other", "COPY used"),
             "COPY used /files",
-            "copy /other is gone".into(),
+            format!("copy /other is gone; also, /other in {context} is gone"),
         ),
         (
             "cache not wanted",

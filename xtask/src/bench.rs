@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: named scenarios against our binaries and, in turn with them, against a peer's.
 
+mod graphs;
 mod lab;
 mod payload;
 mod scenarios;
@@ -51,7 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 
     eprintln!("making payloads and images");
-    let mut lab = Lab::new(&sides[0].binaries, options.scale)?;
+    let mut lab = Lab::new(&sides[0].binaries, client()?, options.scale)?;
     for group in &groups {
         (group.prepare)(&mut lab)?;
     }
@@ -59,9 +60,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let wanted = |name: &str| options.scenario.is_empty() || options.scenario.iter().any(|s| s == name);
     let mut rows: Vec<Row> = groups
         .iter()
-        .flat_map(|group| group.steps)
-        .filter(|step| wanted(step.name))
-        .map(|step| Row::new(step, sides.len()))
+        .flat_map(|group| group.steps.iter().map(move |step| (group, step)))
+        .filter(|(_, step)| wanted(step.name))
+        .map(|(group, step)| Row::new(step, group.peer, sides.len()))
         .collect();
     for round in 0..usize::from(options.runs) {
         for group in &groups {
@@ -86,7 +87,7 @@ fn measure(lab: &Lab, side: &Side, index: usize, group: &Group, rows: &mut [Row]
     let mut rows: Vec<&mut Row> =
         rows.iter_mut().filter(|row| group.steps.iter().any(|step| step.name == row.step.name)).collect();
     // One failure is enough to know; it would most likely only take as long again.
-    if rows.iter().any(|row| row.samples[index].failed()) {
+    if rows.iter().any(|row| row.samples[index].missing()) {
         return;
     }
     let Some(last) = rows.last().map(|row| row.step.name) else { return };
@@ -125,6 +126,15 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Group>> {
     }
     let has = |group: &&Group| group.steps.iter().any(|step| names.iter().any(|name| name == step.name));
     Ok(GROUPS.iter().filter(|group| names.is_empty() || has(group)).collect())
+}
+
+/// The client that measures, freshly built; beside the binaries in `KILN_BIN_DIR`, as it is.
+fn client() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("KILN_BIN_DIR") {
+        return Ok(PathBuf::from(dir).join("measure"));
+    }
+    shell::run("cargo", &["build", "--release", "--workspace", "--example", "measure"])?;
+    Ok("target/release/examples/measure".into())
 }
 
 /// Freshly built release binaries, or those in `KILN_BIN_DIR` as they are.

@@ -121,7 +121,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("buildctl", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-llb", "kiln-progress"]),
     ("kiln", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-progress"]),
     ("kiln-tests", &[]),
-    ("kiln-xtask", &["kiln-tests"]),
+    ("kiln-vectors", &[]),
+    ("kiln-xtask", &["kiln-llb", "kiln-tests", "kiln-vectors"]),
 ];
 
 /// Compares the table with what `cargo metadata` reports.

@@ -51,7 +51,7 @@ pub(crate) fn capture(program: &str, args: &[&str]) -> Result<String> {
 /// A command without what cargo told this program about itself. Build scripts that look at it (that of `ring` does) would
 /// take it for a change, and everything above them would be compiled again each time one changes between
 /// `cargo xtask` and plain `cargo`.
-fn command(program: &str) -> Command {
+pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let told =

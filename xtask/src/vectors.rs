@@ -1,5 +1,7 @@
 //! `cargo xtask vectors`: any folder of recorded answers, held against what is built here.
 
+mod recorded;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -14,7 +16,7 @@ use crate::shell;
 pub(crate) struct Options {
     /// The kind of answers.
     kind: Kind,
-    /// The folder with one folder for each case.
+    /// The folder, of the form of the crates' own recorded answers.
     dir: PathBuf,
 }
 
@@ -23,12 +25,43 @@ pub(crate) struct Options {
 enum Kind {
     /// Builds, and the cache records exported.
     CacheKeys,
+    /// Definitions: digests, what loading makes of them, keys of ops.
+    Llb,
+    /// Trees and checksums of their content.
+    Contenthash,
+    /// Dockerfiles and what they are lowered to.
+    Dockerfile,
+    /// Words and what they expand to.
+    ShellExpansion,
+    /// Ignore files and what they leave.
+    IgnorePatterns,
+}
+
+impl Kind {
+    /// Package, target and name of the tests that run such cases.
+    fn tests(self) -> &'static [[&'static str; 3]] {
+        match self {
+            Self::CacheKeys => &[],
+            Self::Llb => &[
+                ["kiln-llb", "--test=recorded", "ops_render_and_encode_as_recorded"],
+                ["kiln-engine", "--lib", "load::tests::recorded_definitions_load_as_in_the_reference"],
+            ],
+            Self::Contenthash => &[["kiln-cache", "--lib", "contenthash::tests::recorded_answers"]],
+            Self::Dockerfile => &[["kiln-frontend-dockerfile", "--test=recorded", "recorded_cases"]],
+            Self::ShellExpansion => &[["kiln-frontend-dockerfile", "--lib", "shell::tests::recorded_words"]],
+            Self::IgnorePatterns => &[
+                ["kiln-patterns", "--test=recorded", "ignore_files"],
+                ["kiln-patterns", "--test=recorded", "include_lists"],
+            ],
+        }
+    }
 }
 
 /// Runs all cases of a folder and says how they went; an error if one failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let tally = match options.kind {
         Kind::CacheKeys => cache_keys::run(&binaries()?, &options.dir)?,
+        kind => recorded::run(kind.tests(), &options.dir)?,
     };
     report(&tally)
 }

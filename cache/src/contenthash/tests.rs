@@ -3,10 +3,11 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, lchown},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use kiln_rootdir::{Kind, Root};
+use kiln_vectors::Vectors;
 use serde::Deserialize;
 
 use super::{ContentChange, ContentHeader, ContentSelector, EntryKind, Tree, select, tree::View};
@@ -69,8 +70,11 @@ impl Default for Answer {
     }
 }
 
-fn cases() -> (Vec<TreeCase>, Vec<Row>) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/contenthash");
+fn own() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/contenthash")
+}
+
+fn cases(dir: &Path) -> (Vec<TreeCase>, Vec<Row>) {
     let read = |name: &str| fs::read(dir.join(name)).unwrap();
     (
         serde_json::from_slice(&read("trees.json")).unwrap(),
@@ -166,9 +170,8 @@ fn answer(got: Result<kiln_digest::Digest>, root: &str) -> Answer {
 
 #[test]
 fn recorded_answers() {
-    let (trees, rows) = cases();
-    assert_eq!((trees.len(), rows.len()), (10, 201));
-    let mut wrong = Vec::new();
+    let mut vectors = Vectors::new(own());
+    let (trees, rows) = cases(vectors.dir());
     for tree in &trees {
         let dir = tempfile::tempdir().unwrap();
         make(tree, dir.path());
@@ -180,7 +183,8 @@ fn recorded_answers() {
             received.apply(&path, change).unwrap();
         }
         received.begin(&View { root: &root, name: &name, received: true }).unwrap();
-        for row in rows.iter().filter(|row| row.tree == tree.name) {
+        for (number, row) in rows.iter().enumerate().filter(|(_, row)| row.tree == tree.name) {
+            let mut wrong = Vec::new();
             let selector = ContentSelector {
                 path: row.path.clone(),
                 wildcard: row.wildcard,
@@ -206,14 +210,16 @@ fn recorded_answers() {
             if got != *want {
                 wrong.push(format!("transfer {} {selector:?}: {got:?} instead of {want:?}", tree.name));
             }
+            let name = format!("row {} of {}: {}", number + 1, tree.name, row.path);
+            vectors.check(name, || if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) });
         }
     }
-    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    vectors.finish(201);
 }
 
 #[test]
 fn changes_lead_where_a_fresh_tree_would_be() {
-    let (trees, _) = cases();
+    let (trees, _) = cases(&own());
     let deep = trees.iter().find(|tree| tree.name == "deep").unwrap();
     let whole = ContentSelector::default();
     let mut before = Tree::default();

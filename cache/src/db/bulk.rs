@@ -35,14 +35,17 @@ fn select(connection: &Connection, with: &str, id: Option<&str>) -> Result<Vec<R
         found.push(record);
     }
     let sql = format!(
-        "{with} SELECT p.record, p.position, r.id FROM up CROSS JOIN parents p ON p.record = up.seq
-             JOIN records r ON r.seq = p.parent ORDER BY p.record, p.position"
+        "{with} SELECT p.record, p.position, p.parent FROM up CROSS JOIN parents p ON p.record = up.seq
+             ORDER BY p.record, p.position"
     );
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query([id])?;
     while let Some(row) = rows.next()? {
-        if let Some(record) = places.get(&row.get(0)?).and_then(|&place| found.get_mut(place)) {
-            record.parents.push((row.get(1)?, row.get::<_, String>(2)?.parse()?));
+        // What is below a record is always among those that were found.
+        let parent = places.get(&row.get(2)?).and_then(|&place| found.get(place)).map(|row| row.id.clone());
+        let record = places.get(&row.get(0)?).and_then(|&place| found.get_mut(place));
+        if let (Some(record), Some(parent)) = (record, parent) {
+            record.parents.push((row.get(1)?, parent));
         }
     }
     let sql = format!(

@@ -183,9 +183,10 @@ pub(crate) fn load(connection: &Connection, id: &RecordId) -> Result<Option<Reco
     Ok(Some(row))
 }
 
+/// Reads the columns of [`COLUMNS`], by position: looking names up costs more than the values.
 pub(super) fn read(row: &Row<'_>) -> Result<(i64, RecordRow)> {
-    let id: String = row.get("id")?;
-    let kind = match row.get::<_, i64>("kind")? {
+    let id: String = row.get(1)?;
+    let kind = match row.get::<_, i64>(2)? {
         0 => Kind::Layer,
         1 => Kind::Merge,
         2 => Kind::Diff,
@@ -193,12 +194,12 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, RecordRow)> {
         other => return Err(Error::damaged(id, format!("kind {other}"))),
     };
     let snapshot = row
-        .get::<_, Option<String>>("snapshot")?
+        .get::<_, Option<String>>(5)?
         .map(|text| {
             SnapshotId::from_str(&text).map_err(|error| Error::damaged(id.as_str(), error.to_string()))
         })
         .transpose()?;
-    let usage = match (row.get::<_, Option<i64>>("size")?, row.get::<_, Option<i64>>("inodes")?) {
+    let usage = match (row.get::<_, Option<i64>>(6)?, row.get::<_, Option<i64>>(7)?) {
         (Some(bytes), inodes) => Some(Usage {
             bytes: bytes.max(0).unsigned_abs(),
             inodes: inodes.unwrap_or(0).max(0).unsigned_abs(),
@@ -208,21 +209,21 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, RecordRow)> {
     let record = RecordRow {
         id: id.parse()?,
         kind,
-        mutable: row.get("mutable")?,
-        dirty: row.get("dirty")?,
+        mutable: row.get(3)?,
+        dirty: row.get(4)?,
         snapshot,
         usage,
-        description: row.get("description")?,
-        record_type: RecordType::parse(&row.get::<_, String>("record_type")?),
-        retain: row.get("retain")?,
-        created_at: time(row.get("created_at")?),
-        last_used_at: row.get::<_, Option<i64>>("last_used_at")?.map(time),
-        usage_count: row.get("usage_count")?,
+        description: row.get(8)?,
+        record_type: RecordType::parse(&row.get::<_, String>(9)?),
+        retain: row.get(10)?,
+        created_at: time(row.get(11)?),
+        last_used_at: row.get::<_, Option<i64>>(12)?.map(time),
+        usage_count: row.get(13)?,
         parents: Vec::new(),
         blobs: Vec::new(),
         names: Vec::new(),
     };
-    Ok((row.get("seq")?, record))
+    Ok((row.get(0)?, record))
 }
 
 fn complete(connection: &Connection, seq: i64, record: &mut RecordRow) -> Result<()> {

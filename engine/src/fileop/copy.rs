@@ -50,6 +50,15 @@ pub fn copy(src: &Root, dest: &Root, action: &CopyAction) -> Result<()> {
     let must_be_dir = action.dest.ends_with('/') || action.dest.ends_with("/.");
     let dest_path = dest.resolve(clean(&action.dest), true)?.to_string_lossy().into_owned();
     let parent = if must_be_dir { dest_path.as_str() } else { parent_of(&dest_path) };
+    if !action.create_dest_path && dest.stat(parent_of(&dest_path), true)?.is_none() {
+        return Err(FileError::NoParent { path: parent_of(&dest_path).to_owned() });
+    }
+    let sources = sources(src, action)?;
+    if sources.is_empty() {
+        // Nothing is made for nothing.
+        let found = FileError::SourceNotFound { path: clean(&action.src) };
+        return if action.allow_empty_wildcard { Ok(()) } else { Err(found) };
+    }
     if action.create_dest_path {
         for made in dest.mkdir_all(parent, way_mode(action))?.iter().rev() {
             let made = made.to_string_lossy();
@@ -58,12 +67,6 @@ pub fn copy(src: &Root, dest: &Root, action: &CopyAction) -> Result<()> {
             }
             apply_timestamp(dest, &made, action.timestamp)?;
         }
-    } else if dest.stat(parent_of(&dest_path), true)?.is_none() {
-        return Err(FileError::NoParent { path: parent_of(&dest_path).to_owned() });
-    }
-    let sources = sources(src, action)?;
-    if sources.is_empty() && !action.allow_empty_wildcard {
-        return Err(FileError::SourceNotFound { path: clean(&action.src) });
     }
     let mut copier = Copier { dest, action, filter, links: HashMap::new() };
     for source in &sources {

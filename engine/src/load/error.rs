@@ -38,6 +38,9 @@ pub enum LoadError {
     /// There are more ops than is sensible.
     #[error("invalid definition with {0} vertexes")]
     TooManyVertices(usize),
+    /// The ops have more inputs than is sensible.
+    #[error("invalid definition with {0} or more inputs")]
+    TooManyInputs(usize),
     /// An entry is not an Op.
     #[error("failed to parse llb proto op")]
     Parse(#[source] kiln_llb::Error),

@@ -4,8 +4,19 @@ use kiln_llb::pb::{self, file_action::Action, op::Op as Kind};
 
 use crate::load::{Edge, LoadError, LoadedVertex};
 
-/// Names of merges repeat those of their inputs, so a chain of them could double with every step.
-const MAX_COMPOSED: usize = 64 << 10;
+/// Bytes of a name. It goes with every event of the vertex, several of which share a message.
+const MAX_NAME: usize = 64 << 10;
+/// Bytes of a name made of those of inputs: in a chain of merges these could double with every step.
+const MAX_COMPOSED: usize = 2 << 10;
+
+/// A name cut to the longest that is shown.
+pub(super) fn bounded(name: &str) -> String {
+    if name.len() <= MAX_NAME {
+        return name.to_owned();
+    }
+    let end = (0..=MAX_NAME).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}…", name.get(..end).unwrap_or_default())
+}
 
 /// Checks what naming relies on.
 pub(super) fn check(op: &pb::Op) -> Result<(), LoadError> {
@@ -19,20 +30,21 @@ pub(super) fn check(op: &pb::Op) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// The name of a vertex with these inputs, which are among `vertices`.
 pub(super) fn of(op: &pb::Op, inputs: &[Edge], vertices: &[LoadedVertex]) -> String {
     let input_name = |position: usize| {
         inputs.get(position).and_then(|edge| vertices.get(edge.vertex)).map_or("", |v| v.name.as_str())
     };
     match &op.op {
-        Some(Kind::Source(source)) => source.identifier.clone(),
-        Some(Kind::Exec(exec)) => exec.meta.as_ref().map(|m| m.args.join(" ")).unwrap_or_default(),
-        Some(Kind::File(file)) => file_name(&file.actions),
+        Some(Kind::Source(source)) => bounded(&source.identifier),
+        Some(Kind::Exec(exec)) => bounded(&exec.meta.as_ref().map(|m| m.args.join(" ")).unwrap_or_default()),
+        Some(Kind::File(file)) => bounded(&file_name(&file.actions)),
         Some(Kind::Build(_)) => "build".to_owned(),
         Some(Kind::Merge(_)) => {
             let mut name = "merge (".to_owned();
             for position in 0..inputs.len() {
                 if position > 0 {
-                    name.push_str(", ");
+                    push_bounded(&mut name, ", ");
                 }
                 push_bounded(&mut name, input_name(position));
             }
@@ -54,7 +66,7 @@ pub(super) fn of(op: &pb::Op, inputs: &[Edge], vertices: &[LoadedVertex]) -> Str
             side(&mut name, diff.upper.map(|u| u.input));
             name
         }
-        Some(Kind::Passthrough(passthrough)) => format!("passthrough {}", passthrough.id),
+        Some(Kind::Passthrough(passthrough)) => bounded(&format!("passthrough {}", passthrough.id)),
         None => "unknown".to_owned(),
     }
 }

@@ -3,6 +3,7 @@ use std::fs;
 use std::path::Path;
 
 use kiln_llb::{Message, Schema, pb, render};
+use kiln_vectors::Vectors;
 use prost::Message as _;
 use serde_json::{Map, Value, json};
 
@@ -128,19 +129,21 @@ fn check(name: &str, definition: &pb::Definition, case: &Value) {
 
 #[test]
 fn recorded_definitions_load_as_in_the_reference() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../llb/testdata/llb");
-    let mut count = 0;
-    for entry in fs::read_dir(dir).unwrap() {
+    let mut vectors = Vectors::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../llb/testdata/llb"));
+    for entry in fs::read_dir(vectors.dir()).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|e| e != "pb") {
             continue;
         }
-        let definition = pb::Definition::decode(fs::read(&path).unwrap().as_slice()).unwrap();
-        let case: Value = serde_json::from_slice(&fs::read(path.with_extension("json")).unwrap()).unwrap();
-        check(path.file_stem().unwrap().to_str().unwrap(), &definition, &case);
-        count += 1;
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        vectors.check(name, || {
+            let definition = pb::Definition::decode(fs::read(&path).unwrap().as_slice()).unwrap();
+            let case = serde_json::from_slice(&fs::read(path.with_extension("json")).unwrap()).unwrap();
+            check(name, &definition, &case);
+            Ok(())
+        });
     }
-    assert_eq!(count, 139);
+    vectors.finish(139);
 }
 
 /// A chain of `length` merges of the vertex before with itself.
@@ -169,11 +172,157 @@ fn deep(length: usize) -> pb::Definition {
     pb::Definition { def, ..Default::default() }
 }
 
+fn try_load(definition: &pb::Definition) -> Result<crate::load::LoadedGraph, String> {
+    let (platform, granted) = (host(), GrantedEntitlements::default());
+    block_on(load(definition, &LoadOptions::new(&platform, &granted))).map_err(|error| chain(&error))
+}
+
 #[test]
 fn deep_graphs_need_neither_stack_nor_long_names() {
-    let definition = deep(5000);
-    let (platform, granted) = (host(), GrantedEntitlements::default());
-    let graph = block_on(load(&definition, &LoadOptions::new(&platform, &granted))).unwrap();
-    assert_eq!(graph.vertices.len(), 5001);
-    assert!(graph.vertices.iter().all(|v| v.name.len() < 200 << 10));
+    let graph = try_load(&deep(10_000)).unwrap();
+    assert_eq!(graph.vertices.len(), 10_001);
+    let names: usize = graph.vertices.iter().map(|vertex| vertex.name.len()).sum();
+    assert!(names < 10_001 * 2100, "{names}");
+}
+
+#[test]
+fn a_diamond_costs_a_vertex_a_level() {
+    assert_eq!(try_load(&deep(20)).unwrap().vertices.len(), 21);
+}
+
+fn op(inputs: &[&str], kind: Option<pb::op::Op>) -> Vec<u8> {
+    let inputs = inputs.iter().map(|digest| pb::Input { digest: (*digest).to_owned(), index: 0 }).collect();
+    kiln_llb::marshal_op(&pb::Op { inputs, op: kind, ..Default::default() }).unwrap()
+}
+
+fn source(name: usize) -> Vec<u8> {
+    let identifier = format!("local://{name}");
+    op(&[], Some(pb::op::Op::Source(pb::SourceOp { identifier, ..Default::default() })))
+}
+
+fn digest(bytes: &[u8]) -> String {
+    kiln_llb::VertexDigest::of(bytes).to_string()
+}
+
+/// `def` and a final vertex on its last entry.
+fn on(mut def: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let last = digest(def.last().unwrap());
+    def.push(op(&[&last], None));
+    def
+}
+
+#[test]
+fn wide_graphs_load_in_any_order() {
+    let mut def: Vec<Vec<u8>> = (0..20_000).map(source).collect();
+    let digests: Vec<String> = def.iter().map(|bytes| digest(bytes)).collect();
+    let inputs: Vec<&str> = digests.iter().map(String::as_str).collect();
+    let merge = pb::MergeOp { inputs: (0..20_000).map(|input| pb::MergeInput { input }).collect() };
+    def.insert(0, op(&inputs, Some(pb::op::Op::Merge(merge))));
+    let last = op(&[&digest(&def[0])], None);
+    def.push(last);
+    let graph = try_load(&pb::Definition { def, ..Default::default() }).unwrap();
+    assert_eq!(graph.vertices.len(), 20_001);
+}
+
+#[test]
+fn what_cannot_be_loaded() {
+    let nowhere = digest(b"nowhere");
+    let negative =
+        pb::Op { inputs: vec![pb::Input { digest: digest(&source(0)), index: -1 }], ..Default::default() };
+    let exec = |meta: Option<pb::Meta>, mounts: &[&str]| {
+        let mounts = mounts.iter().map(|dest| pb::Mount { dest: (*dest).to_owned(), ..Default::default() });
+        op(&[], Some(pb::op::Op::Exec(pb::ExecOp { meta, mounts: mounts.collect(), ..Default::default() })))
+    };
+    let meta = |args: &[&str]| {
+        Some(pb::Meta { args: args.iter().map(|arg| (*arg).to_owned()).collect(), ..Default::default() })
+    };
+    let diff = |lower: Option<i64>, upper: Option<i64>| {
+        let lower = lower.map(|input| pb::LowerDiffInput { input });
+        let upper = upper.map(|input| pb::UpperDiffInput { input });
+        op(&[], Some(pb::op::Op::Diff(pb::DiffOp { lower, upper })))
+    };
+    let nested = |depth: usize| [[0xf3, 0x07].repeat(depth), [0xf4, 0x07].repeat(depth)].concat();
+    let pass = pb::PassthroughOp { id: "i".to_owned(), outputs: vec![1] };
+    for (what, def, want) in [
+        ("nothing", vec![], "invalid empty definition".to_owned()),
+        ("too many", vec![Vec::new(); 100_001], "invalid definition with 100001 vertexes".to_owned()),
+        (
+            "too many inputs",
+            on(vec![op(&vec![""; 100_001], None)]),
+            "invalid definition with 100001 or more inputs".to_owned(),
+        ),
+        ("no op", on(vec![vec![0xff]]), "failed to parse llb proto op: unexpected EOF".to_owned()),
+        (
+            "nested too deep",
+            on(vec![nested(101)]),
+            "failed to parse llb proto op: exceeded maximum recursion depth".to_owned(),
+        ),
+        (
+            "an output below zero",
+            vec![source(0), kiln_llb::marshal_op(&negative).unwrap()],
+            "invalid input 0 output index -1".to_owned(),
+        ),
+        (
+            "a dangling input",
+            on(vec![op(&[&nowhere], None)]),
+            format!("invalid missing input digest {nowhere}"),
+        ),
+        (
+            "a digest that is none",
+            on(vec![op(&["sha256:xyz"], None)]),
+            "invalid missing input digest sha256:xyz".to_owned(),
+        ),
+        // A circle would need digests that cover each other; each is an input that names nothing.
+        (
+            "a circle",
+            on(vec![op(&[&digest(b"second")], None), op(&[&digest(b"first")], None)]),
+            format!("invalid missing input digest {}", digest(b"second")),
+        ),
+        ("one vertex", vec![source(0)], "invalid LLB with 1 vertexes".to_owned()),
+        (
+            "a last vertex without inputs",
+            vec![source(0), source(1)],
+            "invalid LLB with no inputs on last vertex".to_owned(),
+        ),
+        ("exec without meta", on(vec![exec(None, &["/"])]), "invalid exec op with no meta".to_owned()),
+        ("exec without args", on(vec![exec(meta(&[]), &["/"])]), "invalid exec op with no args".to_owned()),
+        (
+            "exec without mounts",
+            on(vec![exec(meta(&["a"]), &[])]),
+            "invalid exec op with no mounts".to_owned(),
+        ),
+        (
+            "exec without root",
+            on(vec![exec(meta(&["a"]), &["/x"])]),
+            "invalid exec op with no rootfs".to_owned(),
+        ),
+        (
+            "file without actions",
+            on(vec![op(&[], Some(pb::op::Op::File(pb::FileOp::default())))]),
+            "invalid file op with no actions".to_owned(),
+        ),
+        (
+            "diff without a side",
+            on(vec![diff(Some(-1), None)]),
+            "invalid diff op with nil lower or upper input".to_owned(),
+        ),
+        ("diff of nothing", on(vec![diff(Some(0), Some(-1))]), "invalid diff input index 0".to_owned()),
+        (
+            "passthrough of nothing",
+            on(vec![source(0), op(&[&digest(&source(0))], Some(pb::op::Op::Passthrough(pass)))]),
+            "invalid passthrough output input index 1".to_owned(),
+        ),
+    ] {
+        let got = try_load(&pb::Definition { def, ..Default::default() }).map(drop);
+        assert_eq!(got, Err(want), "{what}");
+    }
+}
+
+#[test]
+fn capabilities_that_are_not_registered_are_refused_whatever_they_say() {
+    let def = on(vec![source(0)]);
+    let caps = [("exec.meta.removemountstubs.recursive".to_owned(), false)].into();
+    let metadata = [(digest(&def[0]), pb::OpMetadata { caps, ..Default::default() })].into();
+    let got = try_load(&pb::Definition { def, metadata, ..Default::default() }).map(drop);
+    assert_eq!(got, Err("unknown API capability exec.meta.removemountstubs.recursive".to_owned()));
 }

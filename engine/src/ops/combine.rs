@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kiln_cache::{RecordOptions, RecordType, Ref};
 use kiln_digest::Digest;
-use kiln_solver::{CacheMapPart, Op, OpContext, OpError, ResultRef};
+use kiln_solver::{CacheMap, CacheMapPart, Op, OpContext, OpError, ResultRef};
 
 use crate::keys::OpKey;
 use crate::ops::common;
@@ -36,6 +36,10 @@ pub(crate) struct CombineOp {
 impl Op for CombineOp {
     async fn cache_map(&self, _cx: &OpContext, _index: usize) -> Result<CacheMapPart, OpError> {
         Ok(self.key.part())
+    }
+
+    fn known_map(&self) -> Option<CacheMap> {
+        Some(self.key.map())
     }
 
     async fn content_key(

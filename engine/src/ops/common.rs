@@ -99,6 +99,9 @@ fn is_of_lender(error: &kiln_cache::Error) -> bool {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, OpError> + Send + 'static,
 ) -> Result<T, OpError> {
+    if kiln_snapshot::may_block() {
+        return work();
+    }
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => Err(OpError::failed(error)),
@@ -140,9 +143,14 @@ pub(crate) fn platform(platform: Option<&pb::Platform>) -> Platform {
 
 impl OpKey {
     /// This key as the solver's cache map.
-    pub(crate) fn part(&self) -> CacheMapPart {
+    pub(crate) fn map(&self) -> CacheMap {
         let deps = self.deps.iter().map(|d| Dep { selector: d.selector, content: d.content.is_some() });
-        CacheMapPart { map: CacheMap { digest: self.digest.into(), deps: deps.collect() }, last: true }
+        CacheMap { digest: self.digest.into(), deps: deps.collect() }
+    }
+
+    /// The only part of it.
+    pub(crate) fn part(&self) -> CacheMapPart {
+        CacheMapPart { map: self.map(), last: true }
     }
 
     pub(crate) fn content_selectors(&self, input: usize) -> Vec<ContentSelector> {

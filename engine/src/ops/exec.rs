@@ -10,7 +10,7 @@ use kiln_executor::{
     ContainerId, LinuxResources, NetworkMode, Output, ProcessIo, ProcessSpec, SecurityMode, StepMount, Ulimit,
 };
 use kiln_llb::pb;
-use kiln_solver::{CacheMapPart, Op, OpContext, OpError, ResultRef, Slot, Stream, VertexDigest};
+use kiln_solver::{CacheMap, CacheMapPart, Op, OpContext, OpError, ResultRef, Slot, Stream, VertexDigest};
 use tokio::sync::mpsc;
 
 use crate::error::ExecError;
@@ -41,6 +41,10 @@ pub(crate) struct ExecOp {
 impl Op for ExecOp {
     async fn cache_map(&self, _cx: &OpContext, _index: usize) -> Result<CacheMapPart, OpError> {
         Ok(self.key.part())
+    }
+
+    fn known_map(&self) -> Option<CacheMap> {
+        Some(self.key.map())
     }
 
     async fn content_key(

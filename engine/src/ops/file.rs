@@ -1,5 +1,6 @@
 //! The file op: a list of actions, each on the result of an earlier one or on an input.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -7,7 +8,7 @@ use kiln_cache::{MutableRef, RecordOptions, RecordType, Ref};
 use kiln_digest::Digest;
 use kiln_llb::pb;
 use kiln_rootdir::Root;
-use kiln_solver::{CacheMapPart, Op, OpContext, OpError, ResultRef};
+use kiln_solver::{CacheMap, CacheMapPart, Op, OpContext, OpError, ResultRef};
 
 use crate::fileop::{
     self, CopyAction, FileError, MkdirAction, MkfileAction, ModeChange, Owner, RmAction, SymlinkAction,
@@ -22,9 +23,15 @@ const MAX_USER_FILE: u64 = 10 << 20;
 /// A file op on a worker.
 #[derive(Debug)]
 pub(crate) struct FileOp {
+    pub(crate) files: Arc<Files>,
+    pub(crate) key: OpKey,
+}
+
+/// What its actions need.
+#[derive(Debug)]
+pub(crate) struct Files {
     pub(crate) worker: Arc<Worker>,
     pub(crate) op: pb::FileOp,
-    pub(crate) key: OpKey,
     pub(crate) name: String,
 }
 
@@ -66,13 +73,17 @@ impl Op for FileOp {
         Ok(self.key.part())
     }
 
+    fn known_map(&self) -> Option<CacheMap> {
+        Some(self.key.map())
+    }
+
     async fn content_key(
         &self,
         cx: &OpContext,
         input: usize,
         result: Option<&ResultRef>,
     ) -> Result<Digest, OpError> {
-        common::content_key(&self.worker, cx, &self.key, input, result).await
+        common::content_key(&self.files.worker, cx, &self.key, input, result).await
     }
 
     async fn exec(
@@ -81,16 +92,29 @@ impl Op for FileOp {
         inputs: Vec<Option<ResultRef>>,
     ) -> Result<Vec<Option<ResultRef>>, OpError> {
         let inputs = common::refs(&inputs)?;
-        let plan = Plan::new(&self.op, inputs.len()).map_err(OpError::failed)?;
-        let provider = common::provider(&self.worker, cx);
+        let plan = Plan::new(&self.files.op, inputs.len()).map_err(OpError::failed)?;
+        let provider = common::provider(&self.files.worker, cx);
         common::unlazy_all(&inputs, &provider, cx).await?;
-        let mut run = Run {
-            op: self,
-            inputs: &inputs,
-            provider: &provider,
-            states: vec![None; self.op.actions.len()],
-            uses: plan.uses,
-        };
+        let (files, cx) = (Arc::clone(&self.files), cx.clone());
+        let runtime = tokio::runtime::Handle::current();
+        // Nearly all of it blocks.
+        common::blocking(move || {
+            kiln_snapshot::in_place(|| runtime.block_on(files.run(&cx, plan, &inputs, &provider)))
+        })
+        .await
+    }
+}
+
+impl Files {
+    async fn run(
+        &self,
+        cx: &OpContext,
+        plan: Plan,
+        inputs: &[Option<Ref>],
+        provider: &Provider,
+    ) -> Result<Vec<Option<ResultRef>>, OpError> {
+        let states = vec![None; self.op.actions.len()];
+        let mut run = Run { op: self, inputs, provider, states, uses: plan.uses };
         for index in plan.order {
             if cx.cancel.is_cancelled() {
                 return Err(OpError::cancelled());
@@ -196,7 +220,7 @@ fn needs(action: &pb::FileAction, inputs: usize) -> Vec<usize> {
 }
 
 struct Run<'a> {
-    op: &'a FileOp,
+    op: &'a Files,
     inputs: &'a [Option<Ref>],
     provider: &'a Provider,
     states: Vec<Option<State>>,
@@ -222,19 +246,23 @@ impl Run<'_> {
         };
         let name = self.op.name.clone();
         common::blocking(move || {
-            let dest = mount.with_temp().map_err(OpError::failed)?;
+            let dest = match made_at(&kind) {
+                Some(path) => mount.with_temp_to_make(path),
+                None => mount.with_temp(),
+            };
+            let dest = dest.map_err(OpError::failed)?;
             let root = Root::open(dest.path()).map_err(OpError::failed)?;
             let source = source_mount.map(|m| m.with_temp()).transpose().map_err(OpError::failed)?;
             let empty;
             let source = match &source {
-                Some(source) => Root::open(source.path()),
-                None => {
+                Some(source) => Some(Root::open(source.path()).map_err(OpError::failed)?),
+                None if matches!(kind, pb::file_action::Action::Copy(_)) => {
                     empty = tempfile::tempdir().map_err(OpError::failed)?;
-                    Root::open(empty.path())
+                    Some(Root::open(empty.path()).map_err(OpError::failed)?)
                 }
-            }
-            .map_err(OpError::failed)?;
-            apply(&kind, owners, &source, &root).map_err(|error| {
+                None => None,
+            };
+            apply(&kind, owners, source.as_ref(), &root).map_err(|error| {
                 let message = error.to_string();
                 tracing::debug!(op = %name, error = %message, "file action failed");
                 OpError::failed(FileOpError::Action(message, error))
@@ -375,15 +403,33 @@ fn description(kind: &pb::file_action::Action) -> String {
     }
 }
 
+/// The path below which an action does all it does, provided that nothing is there. Archives and several sources may
+/// bring links, through which the next file could go anywhere.
+fn made_at(kind: &pb::file_action::Action) -> Option<&Path> {
+    use pb::file_action::Action;
+    match kind {
+        Action::Copy(a) => {
+            let several = a.allow_wildcard && kiln_patterns::has_wildcard(&a.src);
+            (!several && !a.attempt_unpack_docker_compatibility).then_some(a.dest.as_ref())
+        }
+        Action::Mkfile(a) => Some(a.path.as_ref()),
+        Action::Mkdir(a) => Some(a.path.as_ref()),
+        Action::Symlink(a) => Some(a.newpath.as_ref()),
+        Action::Rm(_) => None,
+    }
+}
+
+/// `source` is there for copies.
 fn apply(
     kind: &pb::file_action::Action,
     owner: Option<Owner>,
-    source: &Root,
+    source: Option<&Root>,
     dest: &Root,
 ) -> Result<(), FileError> {
     use pb::file_action::Action;
     match kind {
         Action::Copy(a) => {
+            let source = source.ok_or_else(|| FileError::SourceNotFound { path: a.src.clone() })?;
             let mode = match (a.mode_str.as_str(), u32::try_from(a.mode)) {
                 ("", Ok(mode)) => Some(ModeChange::Octal(mode & 0o7777)),
                 ("", Err(_)) => None,

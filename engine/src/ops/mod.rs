@@ -139,12 +139,10 @@ fn op(
             resources: vertex.linux_resources.clone(),
             vertex: VertexDigest(vertex.digest.digest()),
         }),
-        Some(Kind::File(op)) => Arc::new(file::FileOp {
-            worker: worker.clone(),
-            op: op.clone(),
-            key: key()?,
-            name: vertex.name.clone(),
-        }),
+        Some(Kind::File(op)) => {
+            let files = file::Files { worker: worker.clone(), op: op.clone(), name: vertex.name.clone() };
+            Arc::new(file::FileOp { files: Arc::new(files), key: key()? })
+        }
         Some(Kind::Merge(_)) => combine(Combination::Merge)?,
         Some(Kind::Diff(op)) => combine(Combination::Diff {
             lower: op.lower.is_some_and(|l| l.input != NO_INPUT),

@@ -1,20 +1,20 @@
-use std::fmt::Write;
+use std::path::Path;
+
+use kiln_vectors::Vectors;
 
 use super::{Env, Lex};
 
-const WORDS: &str = include_str!("../../testdata/shell/words.tsv");
-const ENV: &str = include_str!("../../testdata/shell/env.json");
-
 #[test]
 fn recorded_words() {
+    let mut vectors = Vectors::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/shell"));
+    let read = |name: &str| std::fs::read_to_string(vectors.dir().join(name)).unwrap();
+    let (words, env_file) = (read("words.tsv"), read("env.json"));
     let mut env = Env::default();
-    for entry in serde_json::from_str::<Vec<String>>(ENV).unwrap() {
+    for entry in serde_json::from_str::<Vec<String>>(&env_file).unwrap() {
         let (key, value) = entry.split_once('=').unwrap();
         env.set(key, value);
     }
-    let mut wrong = String::new();
-    let mut count = 0;
-    for row in WORDS.lines().skip(1) {
+    for (number, row) in words.lines().enumerate().skip(1) {
         let columns: Vec<&str> = row.split('\t').collect();
         let &[escape, mode, word, outcome, result, unset] = columns.as_slice() else { panic!("{row}") };
         let word: String = serde_json::from_str(word).unwrap();
@@ -38,10 +38,10 @@ fn recorded_words() {
             && serde_json::from_str::<serde_json::Value>(&got_result).unwrap()
                 == serde_json::from_str::<serde_json::Value>(result).unwrap()
             && same_unset;
-        if !same {
-            writeln!(wrong, "{escape} {mode} {word:?}: want {outcome} {result} {unset}, got {got_outcome} {got_result} {:?}", got.unset).unwrap();
-        }
-        count += 1;
+        let wrong =
+            || format!("want {outcome} {result} {unset}, got {got_outcome} {got_result} {:?}", got.unset);
+        let name = format!("line {}: {escape} {mode} {word:?}", number + 1);
+        vectors.check(name, || if same { Ok(()) } else { Err(wrong()) });
     }
-    assert!(wrong.is_empty(), "of {count} rows:\n{wrong}");
+    vectors.finish(2368);
 }

@@ -12,12 +12,12 @@ fn read_json(path: &Path) -> Option<Value> {
 }
 
 /// Builds what a case is run with.
-pub(crate) fn load(case: &Path, root: &Path) -> (FakeBridge, FrontendRequest) {
+pub(crate) fn load(case: &Path, cases: &Path) -> (FakeBridge, FrontendRequest) {
     let opts =
         read_json(&case.join("opts.json")).unwrap_or_else(|| Value::Object(serde_json::Map::default()));
     let mut bridge = FakeBridge::default();
     static IMAGES: OnceLock<BTreeMap<String, FakeImage>> = OnceLock::new();
-    bridge.images = IMAGES.get_or_init(|| images(root)).clone();
+    bridge.images = IMAGES.get_or_init(|| images(cases)).clone();
     let frontend_opts: BTreeMap<String, String> = opts
         .get("frontend_opts")
         .map(|value| serde_json::from_value(value.clone()).unwrap())
@@ -91,8 +91,8 @@ fn decode(text: &str) -> Vec<u8> {
     out
 }
 
-fn images(root: &Path) -> BTreeMap<String, FakeImage> {
-    let file = read_json(&root.join("cases/images.json")).unwrap();
+fn images(cases: &Path) -> BTreeMap<String, FakeImage> {
+    let file = read_json(&cases.join("images.json")).unwrap();
     let image = |image: &Value| FakeImage {
         digest: image["digest"].as_str().unwrap_or_default().to_owned(),
         configs: objects(&image["configs"])

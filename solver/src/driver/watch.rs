@@ -110,6 +110,7 @@ impl State {
 
     fn announce(&mut self, job: JobId, graph: &Graph, vertices: &[u32]) {
         let Some(job) = self.jobs.get_mut(&job) else { return };
+        let mut announced = Vec::with_capacity(vertices.len());
         for vertex in vertices.iter().filter_map(|index| graph.vertices().get(*index as usize)) {
             let inputs = vertex.inputs.iter().filter_map(|edge| graph.get(edge.vertex));
             let event = VertexEvent {
@@ -125,8 +126,9 @@ impl State {
                 miss: None,
             };
             job.templates.insert(vertex.digest, event.clone());
-            job.log.vertex(event);
+            announced.push(event);
         }
+        job.log.vertices(announced);
     }
 
     fn joined(&mut self, work: WorkId, id: JobId, vertex: VertexDigest) {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::progress::event::{CANCELED, ProgressEvent, SourceRange, StatusEvent, VertexEvent};
 use crate::progress::inference::CachedInference;
@@ -27,6 +28,7 @@ pub(crate) struct JobLog {
     state: Mutex<State>,
     /// Incremented after each append; closed with the log.
     changed: watch::Sender<u64>,
+    closed: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -43,19 +45,26 @@ struct State {
 
 impl JobLog {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { state: Mutex::default(), changed: watch::Sender::new(0), closed: CancellationToken::new() }
     }
 
     pub(crate) fn vertex(&self, event: VertexEvent) {
+        self.vertices([event]);
+    }
+
+    /// The same for several, which watchers are woken for once.
+    pub(crate) fn vertices(&self, events: impl IntoIterator<Item = VertexEvent>) {
         self.append(|state| {
-            // What was seen to be cached meanwhile is not cancelled by being left.
-            if event.error.as_deref() == Some(CANCELED) && !state.inference.is_open(&event.digest) {
-                return;
+            for event in events {
+                // What was seen to be cached meanwhile is not cancelled by being left.
+                if event.error.as_deref() == Some(CANCELED) && !state.inference.is_open(&event.digest) {
+                    continue;
+                }
+                for cached in state.inference.observe(&event) {
+                    state.push_kept(ProgressEvent::Vertex(cached));
+                }
+                state.push_kept(ProgressEvent::Vertex(event));
             }
-            for cached in state.inference.observe(&event) {
-                state.push_kept(ProgressEvent::Vertex(cached));
-            }
-            state.push_kept(ProgressEvent::Vertex(event));
         });
     }
 
@@ -90,6 +99,7 @@ impl JobLog {
             }
             state.closed = true;
         });
+        self.closed.cancel();
     }
 
     fn append(&self, change: impl FnOnce(&mut State)) {
@@ -164,6 +174,11 @@ impl ProgressStream {
     pub(crate) fn new(log: Arc<JobLog>) -> Self {
         let changed = log.changed.subscribe();
         Self { log, cursor: 0, changed }
+    }
+
+    /// Waits until no more events will come.
+    pub async fn closed(&self) {
+        self.log.closed.cancelled().await;
     }
 
     /// Waits for events and returns those that came, in order; `None` after the last one of a discarded job.

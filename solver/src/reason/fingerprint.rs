@@ -193,5 +193,6 @@ fn mark(value: &str) -> u64 {
 
 /// The first `max` bytes at most, whole characters.
 pub(crate) fn clip(text: &str, max: usize) -> String {
-    text.get(..text.floor_char_boundary(max)).unwrap_or_default().to_owned()
+    let whole = (0..=max.min(text.len())).rev().find_map(|end| text.get(..end));
+    whole.unwrap_or_default().to_owned()
 }

@@ -276,6 +276,13 @@ impl Scheduler {
         let node = &mut self.nodes[id];
         let digest = node.vertex().digest;
         let shared = self.shared.entry(digest).or_default();
+        if shared.maps.is_empty()
+            && let Some(map) = node.vertex().op.known_map().filter(|map| map.deps.len() == node.inputs.len())
+        {
+            // Anything else about it is for the call to find out, and to fail with.
+            shared.maps.push(std::sync::Arc::new(map));
+            shared.last = true;
+        }
         if let Some(map) = shared.maps.get(index) {
             node.maps.push(std::sync::Arc::clone(map));
             node.maps_last = shared.last && shared.maps.len() == index + 1;

@@ -188,6 +188,10 @@ impl Node {
 
     pub(super) fn out_mut(&mut self, output: OutputIndex) -> &mut Out {
         let position = self.outs.iter().position(|out| out.output == output).unwrap_or_else(|| {
+            // Nearly all have one only, and a vector's first growth is by four.
+            if self.outs.is_empty() {
+                self.outs.reserve_exact(1);
+            }
             self.outs.push(Out { output, ..Out::default() });
             self.outs.len() - 1
         });

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use kiln_tests::{Binaries, Daemon, DaemonOptions, Registry, push_base_image};
 
+use super::graphs::Graph;
 use super::payload::Payload;
 
 const MIB: f64 = (1 << 20) as f64;
@@ -17,6 +18,8 @@ const LAYERS: usize = 8;
 pub(super) struct Lab {
     maker: Binaries,
     scale: f64,
+    /// The program that solves and measures, the same one for all sides.
+    pub(super) client: PathBuf,
     base: Option<String>,
     registry: Registry,
     dir: tempfile::TempDir,
@@ -24,14 +27,24 @@ pub(super) struct Lab {
 
 impl Lab {
     /// An empty one; `maker` will make its images.
-    pub(super) fn new(maker: &Binaries, scale: f64) -> Result<Self> {
+    pub(super) fn new(maker: &Binaries, client: PathBuf, scale: f64) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("kiln-bench-").tempdir()?;
-        Ok(Self { maker: maker.clone(), scale, base: None, registry: Registry::start()?, dir })
+        Ok(Self { maker: maker.clone(), scale, client, base: None, registry: Registry::start()?, dir })
     }
 
     /// Directory of the context `name`.
     pub(super) fn context(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// File of the definition `name`.
+    pub(super) fn definition(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.llb"))
+    }
+
+    /// Writes the definition of a graph.
+    pub(super) fn write_graph(&self, name: &str, graph: Graph) -> Result<()> {
+        graph.write(&self.definition(name)).with_context(|| format!("failed to make the graph `{name}`"))
     }
 
     /// Reference of the image `name` in the registry.

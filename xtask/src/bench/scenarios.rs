@@ -2,17 +2,31 @@
 
 use anyhow::Result;
 
+use super::graphs::Graph;
 use super::lab::Lab;
 use super::stage::Stage;
 
 /// Scenarios that follow each other on one fresh daemon.
 pub(super) struct Group {
+    /// How a peer is treated.
+    pub(super) peer: Peer,
     /// Makes what the group needs in the lab, before anything is measured.
     pub(super) prepare: fn(&mut Lab) -> Result<()>,
     /// Brings a fresh daemon to the state in which the first scenario begins.
     pub(super) setup: fn(&Stage<'_>) -> Result<()>,
     /// In the order in which they run.
     pub(super) steps: &'static [Step],
+}
+
+/// What is expected of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// It can do it.
+    Able,
+    /// It is tried; that it fails is a result too.
+    MayFail,
+    /// It is left out, for this reason.
+    LeftOut(&'static str),
 }
 
 /// One scenario.
@@ -41,9 +55,48 @@ impl Unit {
     }
 }
 
+/// How often what takes milliseconds is repeated within a run.
+const REPEATS: usize = 15;
+const TOO_LARGE: &str = "a graph of this size takes it minutes to hours";
+
+/// A graph solved from nothing, and again.
+macro_rules! graph_group {
+    ($peer:expr, $cold:literal, $graph:expr, $cached:literal) => {
+        Group {
+            peer: $peer,
+            prepare: |lab| lab.write_graph($cold, $graph),
+            setup: |_| Ok(()),
+            steps: &[
+                Step { name: $cold, unit: Unit::Seconds, measure: |stage| stage.median_solve($cold, 1) },
+                Step {
+                    name: $cached,
+                    unit: Unit::Seconds,
+                    measure: |stage| stage.median_solve($cold, REPEATS),
+                },
+            ],
+        }
+    };
+}
+
+/// A graph taken in as far as its first step, and the most memory that the daemon had by then.
+macro_rules! plan_group {
+    ($plan:literal, $graph:expr, $memory:literal) => {
+        Group {
+            peer: Peer::LeftOut(TOO_LARGE),
+            prepare: |lab| lab.write_graph($plan, $graph),
+            setup: |_| Ok(()),
+            steps: &[
+                Step { name: $plan, unit: Unit::Seconds, measure: |stage| stage.plan($plan) },
+                Step { name: $memory, unit: Unit::Mebibytes, measure: |stage| stage.peak_memory() },
+            ],
+        }
+    };
+}
+
 /// All of them.
 pub(super) const GROUPS: &[Group] = &[
     Group {
+        peer: Peer::Able,
         prepare: |_| Ok(()),
         setup: |_| Ok(()),
         steps: &[
@@ -52,6 +105,7 @@ pub(super) const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        peer: Peer::Able,
         prepare: Lab::make_chain,
         setup: pull_base,
         steps: &[
@@ -61,11 +115,13 @@ pub(super) const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        peer: Peer::Able,
         prepare: Lab::make_fanout,
         setup: pull_base,
         steps: &[Step { name: "fanout30", unit: Unit::Seconds, measure: |stage| stage.build("fanout", &[]) }],
     },
     Group {
+        peer: Peer::Able,
         prepare: Lab::make_small_files,
         setup: |_| Ok(()),
         steps: &[
@@ -85,6 +141,7 @@ pub(super) const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        peer: Peer::Able,
         prepare: Lab::make_large_file,
         setup: |_| Ok(()),
         steps: &[
@@ -97,6 +154,7 @@ pub(super) const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        peer: Peer::Able,
         prepare: Lab::make_large_file,
         setup: copy_large_file,
         steps: &[
@@ -118,6 +176,7 @@ pub(super) const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        peer: Peer::Able,
         prepare: Lab::make_large_file,
         setup: copy_large_file,
         steps: &[Step {
@@ -127,12 +186,54 @@ pub(super) const GROUPS: &[Group] = &[
         }],
     },
     Group {
+        peer: Peer::Able,
         prepare: Lab::make_large_image,
         setup: |_| Ok(()),
         steps: &[Step {
             name: "pull-cold",
             unit: Unit::Seconds,
             measure: |stage| stage.build("pull-large", &[]),
+        }],
+    },
+    Group {
+        peer: Peer::Able,
+        prepare: Lab::make_chain,
+        setup: |stage| stage.build("chain", &[]).map(drop),
+        steps: &[Step {
+            name: "dockerfile40-cached",
+            unit: Unit::Seconds,
+            measure: |stage| stage.median_dockerfile("chain", REPEATS),
+        }],
+    },
+    graph_group!(Peer::Able, "chain200", Graph::Chain(200), "chain200-cached"),
+    graph_group!(Peer::Able, "chain250", Graph::Chain(250), "chain250-cached"),
+    graph_group!(Peer::MayFail, "chain1200", Graph::Chain(1200), "chain1200-cached"),
+    graph_group!(Peer::Able, "tree100", Graph::Tree(100), "tree100-cached"),
+    graph_group!(Peer::Able, "diamond10", Graph::Diamond(10), "diamond10-cached"),
+    graph_group!(
+        Peer::LeftOut("over 100 s at depth 18 already, with a daemon that cannot be stopped"),
+        "diamond24",
+        Graph::Diamond(24),
+        "diamond24-cached"
+    ),
+    graph_group!(Peer::Able, "graph100", Graph::Forest(1), "graph100-cached"),
+    graph_group!(Peer::MayFail, "graph1k", Graph::Forest(10), "graph1k-cached"),
+    graph_group!(Peer::LeftOut(TOO_LARGE), "graph10k", Graph::Forest(101), "graph10k-cached"),
+    plan_group!("plan10k-wide", Graph::Fan(9_999), "plan10k-wide-memory"),
+    plan_group!("plan10k-deep", Graph::Chain(9_999), "plan10k-deep-memory"),
+    Group {
+        peer: Peer::Able,
+        prepare: |lab| lab.write_graph("growth", Graph::Forest(1)),
+        setup: |_| Ok(()),
+        steps: &[Step {
+            name: "growth1000",
+            unit: Unit::Mebibytes,
+            measure: |stage| {
+                stage.solve("growth", 10)?;
+                let before = stage.idle_memory()?;
+                stage.solve("growth", 990)?;
+                Ok(stage.idle_memory()? - before)
+            },
         }],
     },
 ];

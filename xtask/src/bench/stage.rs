@@ -1,5 +1,6 @@
 //! One fresh daemon, and what is measured on it.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,19 +37,55 @@ impl<'a> Stage<'a> {
         Ok(Self { lab, startup: start.elapsed().as_secs_f64(), daemon, out })
     }
 
+    /// Solves the lab's definition `name` so many times over one connection; the seconds of each.
+    pub(super) fn solve(&self, name: &str, times: usize) -> Result<Vec<f64>> {
+        self.measure(&["--times", &times.to_string()], &[self.lab.definition(name).as_os_str()])
+    }
+
+    /// The same, and the middle one of the seconds.
+    pub(super) fn median_solve(&self, name: &str, times: usize) -> Result<f64> {
+        self.solve(name, times).and_then(middle)
+    }
+
+    /// Builds the lab's context `name` so many times over one connection; the middle one of the seconds of each.
+    pub(super) fn median_dockerfile(&self, name: &str, times: usize) -> Result<f64> {
+        let context = self.lab.context(name);
+        self.measure(&["--times", &times.to_string()], &["--dockerfile".as_ref(), context.as_os_str()])
+            .and_then(middle)
+    }
+
+    /// Seconds from sending the lab's definition `name` until the client hears that its first step has started.
+    pub(super) fn plan(&self, name: &str) -> Result<f64> {
+        self.measure(&["--until-started"], &[self.lab.definition(name).as_os_str()]).and_then(middle)
+    }
+
+    fn measure(&self, options: &[&str], what: &[&OsStr]) -> Result<Vec<f64>> {
+        let mut client = Command::new(&self.lab.client);
+        client.arg(self.daemon.address()).args(options).args(what);
+        let stdout = self.out.path().join("stdout");
+        self.bounded(&client, std::fs::File::create(&stdout)?)?;
+        let text = std::fs::read_to_string(stdout)?;
+        text.lines().map(|line| line.parse().with_context(|| format!("`{line}` is no number"))).collect()
+    }
+
     /// Builds the lab's context `name`; the seconds from the start of the client to its end.
     pub(super) fn build(&self, context: &str, args: &[&str]) -> Result<f64> {
         let mut build = self.daemon.build_command(&self.lab.context(context));
         build.args(args);
+        self.bounded(&build, Stdio::null())
+    }
+
+    /// Runs a client within the limit; the seconds it took.
+    fn bounded(&self, client: &Command, stdout: impl Into<Stdio>) -> Result<f64> {
         let stderr = self.out.path().join("stderr");
         let mut bounded = Command::new("timeout");
         bounded
             .arg("--kill-after=5")
             .arg(BUILD_LIMIT.as_secs().to_string())
-            .arg(build.get_program())
-            .args(build.get_args())
+            .arg(client.get_program())
+            .args(client.get_args())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(std::fs::File::create(&stderr)?);
         let start = Instant::now();
         let status = bounded.status().context("failed to start `timeout` (Debian package coreutils)")?;
@@ -73,10 +110,15 @@ impl<'a> Stage<'a> {
         let mut tree = vec![self.daemon.pid().context("the daemon is gone")?];
         let mut kib = 0;
         while let Some(pid) = tree.pop() {
-            kib += resident_kib(pid);
+            kib += status_kib(pid, "VmRSS:");
             tree.extend(children(pid));
         }
         Ok(kib as f64 / 1024.0)
+    }
+
+    /// The most resident memory that the daemon ever had, in MiB.
+    pub(super) fn peak_memory(&self) -> Result<f64> {
+        Ok(status_kib(self.daemon.pid().context("the daemon is gone")?, "VmHWM:") as f64 / 1024.0)
     }
 
     /// A text that no other call in this process returns.
@@ -86,10 +128,10 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Zero for a process that has just ended.
-fn resident_kib(pid: u32) -> u64 {
+/// A number of a process's status; zero for one that has just ended.
+fn status_kib(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
 }
 
@@ -99,6 +141,11 @@ fn children(pid: u32) -> Vec<u32> {
         .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
         .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
         .collect()
+}
+
+fn middle(mut values: Vec<f64>) -> Result<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().context("the client measured nothing")
 }
 
 fn tail(text: &str) -> String {

@@ -1,23 +1,29 @@
 //! Medians and ratios.
 
-use super::scenarios::Step;
+use super::scenarios::{Peer, Step};
 
 /// The numbers of one scenario.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) step: &'static Step,
+    peer: Peer,
     /// One entry a side, ours first.
     pub(super) samples: Vec<Samples>,
 }
 
 impl Row {
-    pub(super) fn new(step: &'static Step, sides: usize) -> Self {
-        Self { step, samples: (0..sides).map(|_| Samples::Values(Vec::new())).collect() }
+    pub(super) fn new(step: &'static Step, peer: Peer, sides: usize) -> Self {
+        let samples = |side| match peer {
+            Peer::LeftOut(why) if side > 0 => Samples::LeftOut(why),
+            _ => Samples::Values(Vec::new()),
+        };
+        Self { step, peer, samples: (0..sides).map(samples).collect() }
     }
 
-    /// Whether a side failed.
+    /// Whether a side failed that should not have.
     pub(super) fn failed(&self) -> bool {
-        self.samples.iter().any(Samples::failed)
+        let counts = |(side, _): &(usize, &Samples)| *side == 0 || self.peer != Peer::MayFail;
+        self.samples.iter().enumerate().filter(counts).any(|(_, samples)| samples.failed())
     }
 }
 
@@ -27,6 +33,8 @@ pub(super) enum Samples {
     Values(Vec<f64>),
     /// Why there are none.
     Failed(String),
+    /// Why it was not tried.
+    LeftOut(&'static str),
 }
 
 impl Samples {
@@ -41,10 +49,15 @@ impl Samples {
         matches!(self, Self::Failed(_))
     }
 
+    /// Whether there are none and will be none.
+    pub(super) fn missing(&self) -> bool {
+        !matches!(self, Self::Values(_))
+    }
+
     fn sorted(&self) -> Vec<f64> {
         let mut sorted = match self {
             Self::Values(values) => values.clone(),
-            Self::Failed(_) => Vec::new(),
+            Self::Failed(_) | Self::LeftOut(_) => Vec::new(),
         };
         sorted.sort_by(f64::total_cmp);
         sorted
@@ -74,8 +87,10 @@ pub(super) fn print(rows: &[Row], peer: bool, runs: u16, scale: f64) {
     }
     for row in rows {
         for (samples, side) in row.samples.iter().zip(["ours", "peer"]) {
-            if let Samples::Failed(why) = samples {
-                println!("\n{} ({side}): {why}", row.step.name);
+            match samples {
+                Samples::Values(_) => {}
+                Samples::Failed(why) => println!("\n{} ({side}): {why}", row.step.name),
+                Samples::LeftOut(why) => println!("\n{} ({side}): left out, {why}", row.step.name),
             }
         }
     }
@@ -85,7 +100,7 @@ fn cells(row: &Row) -> [String; 6] {
     let [ours, theirs] = [0, 1].map(|side| row.samples.get(side));
     let [(our_median, our_range), (their_median, their_range)] = [ours, theirs].map(|s| show(row.step, s));
     let ratio = match (ours.and_then(Samples::median), theirs.and_then(Samples::median)) {
-        (Some(ours), Some(theirs)) if theirs > 0.0 => format!("{:.2}", ours / theirs),
+        (Some(ours), Some(theirs)) if theirs > 0.0 => format!("{:.3}", ours / theirs),
         _ => String::new(),
     };
     [row.step.name.into(), our_median, our_range, their_median, their_range, ratio]
@@ -95,6 +110,7 @@ fn show(step: &Step, samples: Option<&Samples>) -> (String, String) {
     let Some(samples) = samples else { return Default::default() };
     match (samples, samples.median(), samples.sorted().as_slice()) {
         (Samples::Failed(_), ..) => ("failed".into(), String::new()),
+        (Samples::LeftOut(_), ..) => ("left out".into(), String::new()),
         (_, Some(median), [least, .., most]) => {
             (step.unit.show(median), format!("{}-{}", step.unit.show(*least), step.unit.show(*most)))
         }

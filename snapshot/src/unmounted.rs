@@ -1,0 +1,163 @@
+//! Adding to a stack of directories without mounting it.
+//!
+//! Mounting an overlay costs milliseconds once it is some hundred layers deep, and most steps only add something that
+//! was not there. What overlayfs would then leave in the upper directory can be put there directly.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use kiln_rootdir::{Metadata, Root};
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::mount::{Mount, SharedUpper, TempMounted, open_path};
+
+/// Deeper paths are left to the kernel.
+const MAX_COMPONENTS: usize = 64;
+/// Attributes of the overlay itself, which are not copied up.
+const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+
+/// What leads to a place, and is not in the upper directory yet.
+struct Missing<'a> {
+    path: PathBuf,
+    /// The topmost layer that has it.
+    layer: &'a Path,
+}
+
+impl Mount {
+    /// As [`Mount::with_temp`], for somebody who only makes something new at `path` or below: where that is the same,
+    /// nothing is mounted, and the path shown has only the directories that lead there.
+    ///
+    /// It is the same when no layer has anything of that name and all that leads to it are plain directories, which
+    /// are copied up as overlayfs does it. The caller must have the snapshot for itself.
+    pub fn with_temp_to_make(&self, path: &Path) -> Result<TempMounted> {
+        if let Self::Overlay { lowers, upper: Some((upper, _)) } = self
+            && !SharedUpper::is_mounted(upper)
+            && let Some(names) = plain_names(path)
+            && let Some(missing) = free(lowers, upper, &names)?
+        {
+            copy_up(upper, &missing)?;
+            return Ok(TempMounted::unmounted(upper.clone()));
+        }
+        self.with_temp()
+    }
+}
+
+fn plain_names(path: &Path) -> Option<Vec<OsString>> {
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => names.push(name.to_owned()),
+            Component::ParentDir | Component::Prefix(_) => return None,
+        }
+    }
+    (1..=MAX_COMPONENTS).contains(&names.len()).then_some(names)
+}
+
+/// Looks whether nothing is at the place that `names` lead to, and by plain directories; what has to be copied up then.
+///
+/// Says no in doubt, as when a directory is hidden by one above it. Paths are safe to be joined here: each component
+/// but the last was found to be a directory, or not to be there, in every layer, and layers do not change.
+fn free<'a>(lowers: &'a [PathBuf], upper: &Path, names: &[OsString]) -> Result<Option<Vec<Missing<'a>>>> {
+    let near = Near::new(upper)?;
+    let mut missing = Vec::new();
+    let mut path = PathBuf::new();
+    for (index, name) in names.iter().enumerate() {
+        path.push(name);
+        let last = index + 1 == names.len();
+        let mut seen = match near.found(upper, &path)? {
+            Found::Nothing => false,
+            Found::Directory if !last => true,
+            _ => return Ok(None),
+        };
+        for layer in lowers.iter().rev() {
+            match near.found(layer, &path)? {
+                Found::Nothing => {}
+                Found::Directory if !last => {
+                    if !seen {
+                        missing.push(Missing { path: path.clone(), layer });
+                    }
+                    seen = true;
+                }
+                _ => return Ok(None),
+            }
+        }
+        if !seen {
+            // What is not there has nothing below it.
+            break;
+        }
+    }
+    Ok(Some(missing))
+}
+
+enum Found {
+    Nothing,
+    Directory,
+    /// Also the mark of something deleted.
+    Other,
+}
+
+/// The directory that the layers are in. A deep stack is many look-ups, which are short from here.
+struct Near {
+    dir: PathBuf,
+    handle: OwnedFd,
+}
+
+impl Near {
+    fn new(upper: &Path) -> Result<Self> {
+        // Two directories of its own, and one of its kind.
+        let dir = upper.ancestors().nth(3).unwrap_or(upper).to_owned();
+        let handle = open_path(&dir).map_err(|errno| Error::io("open directory", &dir, errno))?;
+        Ok(Self { dir, handle })
+    }
+
+    fn found(&self, layer: &Path, path: &Path) -> Result<Found> {
+        // A path that does not begin there is absolute, and stays as it is.
+        let path = layer.strip_prefix(&self.dir).unwrap_or(layer).join(path);
+        match rustix::fs::statat(&self.handle, &path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => Ok(Found::Directory),
+            Ok(_) => Ok(Found::Other),
+            Err(Errno::NOENT) => Ok(Found::Nothing),
+            // The kernel's own answer to names that are too long comes with the action's context.
+            Err(Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(Found::Other),
+            Err(errno) => Err(Error::io("look for", &path, errno)),
+        }
+    }
+}
+
+/// Makes the directories in the upper one, with all that describes them; times last, as making what is in them
+/// changes those.
+fn copy_up(upper: &Path, missing: &[Missing<'_>]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let failed = |source| Error::root("copy a directory up to", upper, source);
+    let to = Root::open(upper).map_err(failed)?;
+    let mut made: Vec<(&Path, Metadata)> = Vec::new();
+    for Missing { path, layer } in missing {
+        let from = Root::open(layer).map_err(failed)?;
+        let Some(metadata) = from.stat(path, false).map_err(failed)? else {
+            let gone = std::io::Error::from(Errno::NOENT);
+            return Err(Error::io("copy up", &layer.join(path), gone));
+        };
+        to.mkdir(path, metadata.mode).map_err(failed)?;
+        to.chown(path, metadata.uid, metadata.gid).map_err(failed)?;
+        to.chmod(path, metadata.mode).map_err(failed)?;
+        for name in from.list_xattrs(path).map_err(failed)? {
+            if OVERLAY.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix)) {
+                continue;
+            }
+            if let Some(value) = from.get_xattr(path, &name).map_err(failed)? {
+                to.set_xattr(path, &name, &value).map_err(failed)?;
+            }
+        }
+        made.push((path, metadata));
+    }
+    for (path, metadata) in made.iter().rev() {
+        to.set_times(path, metadata.atime, metadata.mtime, true).map_err(failed)?;
+    }
+    Ok(())
+}
