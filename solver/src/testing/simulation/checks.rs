@@ -53,7 +53,8 @@ impl Ledger {
                 }
             }
             Effect::Left { work, job, vertex, .. } => {
-                if !self.waiting.entry(*work).or_default().remove(&(*job, *vertex)) {
+                let waited = self.waiting.entry(*work).or_default().remove(&(*job, *vertex));
+                if !waited {
                     return Err(format!("{job:?} leaves {work:?}, for which it does not wait"));
                 }
             }
