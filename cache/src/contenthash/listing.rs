@@ -208,7 +208,7 @@ fn add_whole(
 fn known_mark(tree: &mut Tree, view: &View<'_>, key: &[u8], unread: &mut u64) -> Result<Option<u64>> {
     if matches!(tree.entries.get(key), Some(Entry::File { digest: None })) {
         let size =
-            view.root.stat(&os_path(key), false).map_err(super::tree::io)?.map_or(0, |found| found.size);
+            view.root.stat(os_path(key), false).map_err(super::tree::io)?.map_or(0, |found| found.size);
         match unread.checked_sub(size) {
             Some(left) => *unread = left,
             None => return Ok(None),
@@ -218,7 +218,7 @@ fn known_mark(tree: &mut Tree, view: &View<'_>, key: &[u8], unread: &mut u64) ->
 }
 
 fn looked_at(view: &View<'_>, key: &[u8], mark: Option<u64>) -> Result<Listed> {
-    let found = view.root.stat(&os_path(key), false).map_err(super::tree::io)?;
+    let found = view.root.stat(os_path(key), false).map_err(super::tree::io)?;
     Ok(Listed::new(found.as_ref(), mark))
 }
 
