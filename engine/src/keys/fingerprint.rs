@@ -313,6 +313,7 @@ mod tests {
         let op = |mounts: Vec<pb::Mount>| {
             let meta = Some(pb::Meta { args: vec!["true".into()], ..pb::Meta::default() });
             pb::Op {
+                inputs: vec![pb::Input::default()],
                 op: Some(Kind::Exec(pb::ExecOp { meta, mounts, ..pb::ExecOp::default() })),
                 ..pb::Op::default()
             }
