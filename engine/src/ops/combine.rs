@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kiln_cache::{RecordOptions, RecordType, Ref};
-use kiln_digest::Digest;
-use kiln_solver::{CacheMap, CacheMapPart, Op, OpContext, OpError, ResultRef};
+use kiln_solver::{OpContext, OpError, ResultRef};
 
-use crate::keys::OpKey;
 use crate::ops::common;
+use crate::ops::keyed::Action;
 use crate::worker::Worker;
 
 /// What becomes of the inputs, in the order of the vertex's inputs. They stay lazy.
@@ -28,29 +27,11 @@ pub(crate) enum Combination {
 pub(crate) struct CombineOp {
     pub(crate) worker: Arc<Worker>,
     pub(crate) combination: Combination,
-    pub(crate) key: OpKey,
     pub(crate) name: String,
 }
 
 #[async_trait]
-impl Op for CombineOp {
-    async fn cache_map(&self, _cx: &OpContext, _index: usize) -> Result<CacheMapPart, OpError> {
-        Ok(self.key.part())
-    }
-
-    fn known_map(&self) -> Option<CacheMap> {
-        Some(self.key.map())
-    }
-
-    async fn content_key(
-        &self,
-        cx: &OpContext,
-        input: usize,
-        result: Option<&ResultRef>,
-    ) -> Result<Digest, OpError> {
-        common::content_key(&self.worker, cx, &self.key, input, result).await
-    }
-
+impl Action for CombineOp {
     async fn exec(
         &self,
         cx: &OpContext,

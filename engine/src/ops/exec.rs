@@ -5,19 +5,18 @@ mod mounts;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kiln_digest::Digest;
 use kiln_executor::{
     ContainerId, LinuxResources, NetworkMode, Output, ProcessIo, ProcessSpec, SecurityMode, StepMount, Ulimit,
 };
 use kiln_llb::pb;
-use kiln_solver::{CacheMap, CacheMapPart, Op, OpContext, OpError, ResultRef, Slot, Stream, VertexDigest};
+use kiln_solver::{OpContext, OpError, ResultRef, Slot, Stream, VertexDigest};
 use tokio::sync::mpsc;
 
 use crate::error::ExecError;
-use crate::keys::OpKey;
 use crate::lending::{self, Lending};
 use crate::ops::common;
 use crate::ops::exec::mounts::{Prepared, StepMounts};
+use crate::ops::keyed::Action;
 use crate::resources::loosest;
 use crate::worker::Worker;
 
@@ -30,7 +29,6 @@ const ROOT: &str = "/";
 pub(crate) struct ExecOp {
     pub(crate) worker: Arc<Worker>,
     pub(crate) op: pb::ExecOp,
-    pub(crate) key: OpKey,
     /// Limits of the build that made this op; those that the waiters set come first.
     pub(crate) resources: Option<pb::LinuxResources>,
     /// What the waiters know the op as.
@@ -38,24 +36,7 @@ pub(crate) struct ExecOp {
 }
 
 #[async_trait]
-impl Op for ExecOp {
-    async fn cache_map(&self, _cx: &OpContext, _index: usize) -> Result<CacheMapPart, OpError> {
-        Ok(self.key.part())
-    }
-
-    fn known_map(&self) -> Option<CacheMap> {
-        Some(self.key.map())
-    }
-
-    async fn content_key(
-        &self,
-        cx: &OpContext,
-        input: usize,
-        result: Option<&ResultRef>,
-    ) -> Result<Digest, OpError> {
-        common::content_key(&self.worker, cx, &self.key, input, result).await
-    }
-
+impl Action for ExecOp {
     async fn exec(
         &self,
         cx: &OpContext,

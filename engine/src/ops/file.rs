@@ -5,16 +5,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kiln_cache::{MutableRef, RecordOptions, RecordType, Ref};
-use kiln_digest::Digest;
 use kiln_llb::pb;
 use kiln_rootdir::Root;
-use kiln_solver::{CacheMap, CacheMapPart, Op, OpContext, OpError, ResultRef};
+use kiln_solver::{OpContext, OpError, ResultRef};
 
 use crate::fileop::{
     self, CopyAction, FileError, MkdirAction, MkfileAction, ModeChange, Owner, RmAction, SymlinkAction,
 };
-use crate::keys::OpKey;
 use crate::ops::common::{self, Provider};
+use crate::ops::keyed::Action;
 use crate::worker::Worker;
 
 /// Passwd and group files beyond this are refused.
@@ -24,7 +23,6 @@ const MAX_USER_FILE: u64 = 10 << 20;
 #[derive(Debug)]
 pub(crate) struct FileOp {
     pub(crate) files: Arc<Files>,
-    pub(crate) key: OpKey,
 }
 
 /// What its actions need.
@@ -68,24 +66,7 @@ enum State {
 }
 
 #[async_trait]
-impl Op for FileOp {
-    async fn cache_map(&self, _cx: &OpContext, _index: usize) -> Result<CacheMapPart, OpError> {
-        Ok(self.key.part())
-    }
-
-    fn known_map(&self) -> Option<CacheMap> {
-        Some(self.key.map())
-    }
-
-    async fn content_key(
-        &self,
-        cx: &OpContext,
-        input: usize,
-        result: Option<&ResultRef>,
-    ) -> Result<Digest, OpError> {
-        common::content_key(&self.files.worker, cx, &self.key, input, result).await
-    }
-
+impl Action for FileOp {
     async fn exec(
         &self,
         cx: &OpContext,

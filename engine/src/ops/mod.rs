@@ -3,8 +3,8 @@
 mod combine;
 pub(crate) mod common;
 mod exec;
-mod explained;
 mod file;
+mod keyed;
 pub(crate) mod nested;
 pub(crate) mod source;
 
@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::keys::{self, OpKey};
 use crate::load::{self, LoadedGraph, LoadedVertex};
 use crate::ops::combine::{Combination, CombineOp};
-use crate::ops::explained::Explained;
+use crate::ops::keyed::{Action, KeyedOp};
 use crate::worker::Worker;
 
 /// Says in an index that there is no input.
@@ -65,23 +65,9 @@ fn vertex(
         digest: VertexDigest(vertex.digest.digest()),
         name: vertex.name.clone(),
         inputs: vertex.inputs.iter().map(|e| edge(*e)).collect::<Result<_>>()?,
-        op: explained(
-            worker,
-            vertex,
-            op(worker, vertex, resolutions, depth).map_err(|error| of_vertex(vertex, error))?,
-        ),
+        op: op(worker, vertex, resolutions, depth).map_err(|error| of_vertex(vertex, error))?,
         options,
     })
-}
-
-/// Lets an op say what it is made of. Sources know that themselves.
-fn explained(worker: &Arc<Worker>, vertex: &LoadedVertex, inner: Arc<dyn Op>) -> Arc<dyn Op> {
-    match &vertex.op.op {
-        None | Some(Kind::Source(_)) => inner,
-        Some(_) => {
-            Arc::new(Explained { inner, definition: Arc::clone(&vertex.op), worker: Arc::clone(worker) })
-        }
-    }
 }
 
 /// Tells the directories of whichever client asks from each other: clients with equal definitions are not given each
@@ -114,45 +100,50 @@ fn op(
     resolutions: &Arc<Resolutions>,
     depth: u32,
 ) -> Result<Arc<dyn Op>> {
-    let key = || -> Result<OpKey> {
-        let found = keys::op_key(&vertex.op).map_err(|e| Error::request(e.to_string()))?;
-        found.ok_or_else(|| Error::request(format!("`{}` has no cache key", vertex.name)))
-    };
-    let combine = |combination| -> Result<Arc<dyn Op>> {
-        Ok(Arc::new(CombineOp {
-            worker: worker.clone(),
-            combination,
-            key: key()?,
-            name: vertex.name.clone(),
-        }))
+    if let Some(Kind::Source(op)) = &vertex.op.op {
+        let kind = source::SourceKind::parse(op, vertex.op.platform.as_ref())
+            .map_err(|e| Error::request(e.to_string()))?;
+        let (worker, resolutions) = (worker.clone(), resolutions.clone());
+        return Ok(Arc::new(source::SourceOp { worker, kind, resolutions }));
+    }
+    let key = keys::op_key(&vertex.op).map_err(|e| Error::request(e.to_string()))?;
+    let mut key = key.ok_or_else(|| Error::request(format!("step `{}` has no operation", vertex.name)))?;
+    let action = action(worker, vertex, &mut key, depth)?;
+    Ok(Arc::new(KeyedOp { action, key, definition: vertex.op.clone(), worker: worker.clone() }))
+}
+
+fn action(
+    worker: &Arc<Worker>,
+    vertex: &LoadedVertex,
+    key: &mut OpKey,
+    depth: u32,
+) -> Result<Box<dyn Action>> {
+    let combine = |combination| -> Box<dyn Action> {
+        Box::new(CombineOp { worker: worker.clone(), combination, name: vertex.name.clone() })
     };
     Ok(match &vertex.op.op {
-        Some(Kind::Source(op)) => {
-            let kind = source::SourceKind::parse(op, vertex.op.platform.as_ref())
-                .map_err(|e| Error::request(e.to_string()))?;
-            Arc::new(source::SourceOp { worker: worker.clone(), kind, resolutions: resolutions.clone() })
-        }
-        Some(Kind::Exec(op)) => Arc::new(exec::ExecOp {
+        Some(Kind::Exec(op)) => Box::new(exec::ExecOp {
             worker: worker.clone(),
             op: op.clone(),
-            key: key()?,
             resources: vertex.linux_resources.clone(),
             vertex: VertexDigest(vertex.digest.digest()),
         }),
         Some(Kind::File(op)) => {
             let files = file::Files { worker: worker.clone(), op: op.clone(), name: vertex.name.clone() };
-            Arc::new(file::FileOp { files: Arc::new(files), key: key()? })
+            Box::new(file::FileOp { files: Arc::new(files) })
         }
-        Some(Kind::Merge(_)) => combine(Combination::Merge)?,
+        Some(Kind::Merge(_)) => combine(Combination::Merge),
         Some(Kind::Diff(op)) => combine(Combination::Diff {
             lower: op.lower.is_some_and(|l| l.input != NO_INPUT),
             upper: op.upper.is_some_and(|u| u.input != NO_INPUT),
-        })?,
-        Some(Kind::Passthrough(op)) => combine(Combination::Passthrough { outputs: op.outputs.clone() })?,
+        }),
+        Some(Kind::Passthrough(op)) => combine(Combination::Passthrough { outputs: op.outputs.clone() }),
         Some(Kind::Build(op)) => {
-            let inputs = vertex.inputs.len();
-            Arc::new(nested::BuildOp::new(worker, op, key()?, inputs, depth)?)
+            key.digest = nested::key(key.digest, depth);
+            Box::new(nested::BuildOp::new(worker, op, vertex.inputs.len(), depth)?)
         }
-        None => return Err(Error::request(format!("step `{}` has no operation", vertex.name))),
+        Some(Kind::Source(_)) | None => {
+            return Err(Error::request(format!("step `{}` has no operation", vertex.name)));
+        }
     })
 }

@@ -14,15 +14,15 @@ use kiln_cache::Ref;
 use kiln_digest::Digest;
 use kiln_llb::{VertexDigest, pb};
 use kiln_rootdir::Root;
-use kiln_solver::{CacheMapPart, Op, OpContext, OpError, ResultRef, Slot};
+use kiln_solver::{OpContext, OpError, ResultRef, Slot};
 use prost::Message as _;
 
 use crate::build::BuildState;
 use crate::error::{Error, Result};
-use crate::keys::OpKey;
 use crate::lending::JobInfo;
 use crate::load::{LoadedGraph, LoadedVertex};
 use crate::ops::common;
+use crate::ops::keyed::Action;
 use crate::worker::Worker;
 
 /// How deep builds may be within each other.
@@ -39,7 +39,6 @@ const LLB_BUILDER: i64 = -1;
 #[derive(Debug)]
 pub(crate) struct BuildOp {
     worker: Arc<Worker>,
-    key: OpKey,
     /// Which input holds the definition.
     input: usize,
     filename: String,
@@ -49,21 +48,12 @@ pub(crate) struct BuildOp {
 
 impl BuildOp {
     /// Checks the op.
-    pub(crate) fn new(
-        worker: &Arc<Worker>,
-        op: &pb::BuildOp,
-        mut key: OpKey,
-        inputs: usize,
-        depth: u32,
-    ) -> Result<Self> {
+    pub(crate) fn new(worker: &Arc<Worker>, op: &pb::BuildOp, inputs: usize, depth: u32) -> Result<Self> {
         let (input, filename) = parse(op, inputs)?;
         if depth >= MAX_DEPTH {
             return Err(Error::request(format!("builds are nested deeper than {MAX_DEPTH}")));
         }
-        if depth > 0 {
-            key.digest = inner(key.digest, depth);
-        }
-        Ok(Self { worker: worker.clone(), key, input, filename, depth })
+        Ok(Self { worker: worker.clone(), input, filename, depth })
     }
 
     async fn definition(&self, cx: &OpContext, state: Option<&Ref>) -> Result<pb::Definition, OpError> {
@@ -116,20 +106,7 @@ impl BuildOp {
 }
 
 #[async_trait]
-impl Op for BuildOp {
-    async fn cache_map(&self, _cx: &OpContext, _index: usize) -> Result<CacheMapPart, OpError> {
-        Ok(self.key.part())
-    }
-
-    async fn content_key(
-        &self,
-        cx: &OpContext,
-        input: usize,
-        result: Option<&ResultRef>,
-    ) -> Result<Digest, OpError> {
-        common::content_key(&self.worker, cx, &self.key, input, result).await
-    }
-
+impl Action for BuildOp {
     async fn exec(
         &self,
         cx: &OpContext,
@@ -175,6 +152,11 @@ pub(crate) fn set_apart(graph: &mut LoadedGraph, depth: u32) {
         }
         apart.push(is_apart);
     }
+}
+
+/// The key digest of a build op that is solved within `depth` builds.
+pub(crate) fn key(digest: Digest, depth: u32) -> Digest {
+    if depth == 0 { digest } else { inner(digest, depth) }
 }
 
 fn inner(digest: Digest, depth: u32) -> Digest {

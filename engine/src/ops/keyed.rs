@@ -1,36 +1,52 @@
-//! An op that can also say what it is made of.
+//! What all ops with a definition of their own have in common: it alone says what identifies them, which contents of
+//! their inputs count, and what they are made of.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kiln_cache::ContentSelector;
 use kiln_digest::Digest;
 use kiln_llb::pb;
-use kiln_solver::{CacheMapPart, ContentChange, Fingerprint, Op, OpContext, OpError, ResultRef, Slot};
+use kiln_solver::{
+    CacheMap, CacheMapPart, ContentChange, Fingerprint, Op, OpContext, OpError, ResultRef, Slot,
+};
 
-use crate::keys::{self, fingerprint::fingerprint};
+use crate::keys::{OpKey, fingerprint::fingerprint};
 use crate::ops::common;
 use crate::worker::Worker;
 
-/// An op with its definition beside it. What explanations need is made of the definition when they are asked for:
-/// most vertices are found, and are never asked.
+/// What an op does once it has to run; as [`Op::exec`] and [`Op::slot`].
+#[async_trait]
+pub(crate) trait Action: Debug + Send + Sync + 'static {
+    async fn exec(
+        &self,
+        cx: &OpContext,
+        inputs: Vec<Option<ResultRef>>,
+    ) -> Result<Vec<Option<ResultRef>>, OpError>;
+
+    fn slot(&self) -> Slot {
+        Slot::None
+    }
+}
+
+/// An op on a worker. What explanations need is made of the definition when they are asked for: most vertices are
+/// found, and are never asked.
 #[derive(Debug)]
-pub(crate) struct Explained {
-    pub(crate) inner: Arc<dyn Op>,
+pub(crate) struct KeyedOp {
+    pub(crate) action: Box<dyn Action>,
+    pub(crate) key: OpKey,
     pub(crate) definition: Arc<pb::Op>,
     pub(crate) worker: Arc<Worker>,
 }
 
-impl Explained {
-    fn selectors(&self, input: usize) -> Option<Vec<ContentSelector>> {
-        Some(keys::op_key(&self.definition).ok()??.content_selectors(input))
-    }
-}
-
 #[async_trait]
-impl Op for Explained {
-    async fn cache_map(&self, cx: &OpContext, index: usize) -> Result<CacheMapPart, OpError> {
-        self.inner.cache_map(cx, index).await
+impl Op for KeyedOp {
+    async fn cache_map(&self, _cx: &OpContext, _index: usize) -> Result<CacheMapPart, OpError> {
+        Ok(self.key.part())
+    }
+
+    fn known_map(&self) -> Option<CacheMap> {
+        Some(self.key.map())
     }
 
     async fn content_key(
@@ -39,7 +55,7 @@ impl Op for Explained {
         input: usize,
         result: Option<&ResultRef>,
     ) -> Result<Digest, OpError> {
-        self.inner.content_key(cx, input, result).await
+        common::content_key(&self.worker, cx, &self.key, input, result).await
     }
 
     async fn exec(
@@ -47,11 +63,11 @@ impl Op for Explained {
         cx: &OpContext,
         inputs: Vec<Option<ResultRef>>,
     ) -> Result<Vec<Option<ResultRef>>, OpError> {
-        self.inner.exec(cx, inputs).await
+        self.action.exec(cx, inputs).await
     }
 
     fn slot(&self) -> Slot {
-        self.inner.slot()
+        self.action.slot()
     }
 
     async fn fingerprint(&self, _cx: &OpContext) -> Fingerprint {
@@ -61,7 +77,7 @@ impl Op for Explained {
     async fn listing(&self, cx: &OpContext, input: usize, result: Option<&ResultRef>) -> Option<Vec<u8>> {
         let state = common::state(result?).ok()?;
         let provider = common::provider(&self.worker, cx);
-        let selectors = self.selectors(input)?;
+        let selectors = self.key.content_selectors(input);
         let listing = tokio::select! {
             listing = state.listing(&selectors, &provider) => listing,
             () = cx.cancel.cancelled() => return None,
