@@ -262,7 +262,7 @@ impl CatalogueKeys {
 impl Ref {
     /// Whether it or something it stands on has lost its data.
     pub fn has_lost_part(&self) -> bool {
-        self.0.state().lost || self.stack().iter().any(|layer| layer.0.state().lost)
+        self.0.state().lost || self.top_down().any(|layer| layer.0.state().lost)
     }
 
     /// Looks whether every layer is unpacked or can still be had.

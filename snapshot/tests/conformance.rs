@@ -78,7 +78,8 @@ async fn a_second_start_finds_no_mounts() {
     let (a, b) = (SnapshotId::new("a").unwrap(), SnapshotId::new("b").unwrap());
     store.prepare(&a, &[]).await.unwrap();
     store.commit(&a).await.unwrap();
-    let mount = store.prepare(&b, &[a]).await.unwrap();
+    store.prepare(&b, std::slice::from_ref(&a)).await.unwrap();
+    let mount = store.active_mount(&b, &[a]).await.unwrap();
     let left = mount.with_temp().unwrap();
     let path = left.path().to_owned();
     std::fs::write(path.join("x"), "").unwrap();

@@ -220,18 +220,22 @@ impl Run<'_> {
         let owners = self.owners(&kind).await?;
         let dest = self.writable(action.input, &kind).await?;
         let secondary = self.input_index(action.secondary_input);
-        let mount = dest.mount().await.map_err(|e| common::lost_or_failed(e, None))?;
+        let lost = |error| common::lost_or_failed(error, self.input_index(action.input));
+        let unmounted = match made_at(&kind) {
+            Some(path) => dest.to_make(path).await.map_err(lost)?,
+            None => None,
+        };
+        let shown = match unmounted {
+            Some(shown) => Ok(shown),
+            None => Err(dest.mount().await.map_err(lost)?),
+        };
         let source_mount = match &source {
             Some(Some(source)) => Some(common::view(Some(source), self.provider, secondary).await?),
             _ => None,
         };
         let name = self.op.name.clone();
         common::blocking(move || {
-            let dest = match made_at(&kind) {
-                Some(path) => mount.with_temp_to_make(path),
-                None => mount.with_temp(),
-            };
-            let dest = dest.map_err(OpError::failed)?;
+            let dest = shown.or_else(|mount| mount.with_temp()).map_err(OpError::failed)?;
             let root = Root::open(dest.path()).map_err(OpError::failed)?;
             let source = source_mount.map(|m| m.with_temp()).transpose().map_err(OpError::failed)?;
             let empty;

@@ -72,9 +72,9 @@ impl Snapshotter for PlainSnapshotter {
         "plain"
     }
 
-    async fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
+    async fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<()> {
         self.check(lowers)?;
-        Ok(Mount::Bind { source: self.make("active", id)?, read_only: false })
+        self.make("active", id).map(drop)
     }
 
     async fn active_mount(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
