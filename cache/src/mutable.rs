@@ -440,9 +440,8 @@ impl Inner {
         mut options: RecordOptions,
         named: bool,
     ) -> Result<MutableRef> {
-        let mut lowers = Vec::new();
-        if let Some(parent) = parent {
-            lowers = parent.lowers().await?;
+        if let Some(lazy) = parent.filter(|parent| !parent.is_unpacked()) {
+            return Err(Error::NotUnpacked(lazy.id().clone()));
         }
         let created_at = *options.created_at.get_or_insert_with(SystemTime::now);
         let id = RecordId::random();
@@ -458,12 +457,12 @@ impl Inner {
             changes: OnceLock::new(),
             committed: AtomicBool::new(false),
         };
-        while let Err(error) = self.snapshotter().prepare(&snapshot, &lowers).await {
-            let (kiln_snapshot::Error::NotFound { id }, Some(parent)) = (&error, parent) else {
-                return Err(error.into());
-            };
-            parent.mend(id).await?;
-            lowers = parent.lowers().await?;
+        loop {
+            let top = parent.and_then(Ref::top_snapshot);
+            match (self.snapshotter().prepare(&snapshot, top.as_ref()).await, parent) {
+                (Err(kiln_snapshot::Error::NotFound { id }), Some(parent)) => parent.mend(&id).await?,
+                (prepared, _) => break prepared?,
+            }
         }
         let mut made = made;
         if named {

@@ -319,7 +319,7 @@ impl Ref {
     /// # Cancel safety
     /// Other callers that wait for the same layer go on with providers of their own.
     pub async fn unlazy(&self, provider: &dyn BlobProvider) -> Result<()> {
-        if self.top_down().all(|layer| layer.0.state().snapshot.is_some()) {
+        if self.is_unpacked() {
             return Ok(());
         }
         self.unpack_all(provider).await.map(drop)
@@ -347,6 +347,15 @@ impl Ref {
             return Ok(dirs);
         }
         Err(Error::Lost(self.id().clone()))
+    }
+
+    pub(crate) fn is_unpacked(&self) -> bool {
+        self.top_down().all(|layer| layer.0.state().snapshot.is_some())
+    }
+
+    /// The snapshot of its topmost layer, if it has layers and that one is unpacked.
+    pub(crate) fn top_snapshot(&self) -> Option<SnapshotId> {
+        self.top_down().next()?.0.state().snapshot.clone()
     }
 
     /// The snapshots of its layers, bottom first, all of them there as far as the catalogue knows.

@@ -16,7 +16,7 @@ use crate::mount::{Mount, SharedUpper, TempMounted, open_path};
 use crate::mount_table::detach_below;
 use crate::skeleton;
 use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
-use crate::unmounted::{self, Layer};
+use crate::unmounted;
 use crate::usage::measure;
 
 /// Snapshots as directories on one filesystem, stacked by overlayfs.
@@ -78,8 +78,8 @@ impl Snapshotter for OverlaySnapshotter {
         "overlayfs"
     }
 
-    async fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<()> {
-        let (id, top) = (id.clone(), lowers.last().cloned());
+    async fn prepare(&self, id: &SnapshotId, top: Option<&SnapshotId>) -> Result<()> {
+        let (id, top) = (id.clone(), top.cloned());
         self.blocking(move |places| places.prepare(&id, top.as_ref())).await
     }
 
@@ -217,8 +217,7 @@ impl Places {
             return Ok(None);
         }
         let known = self.known.of(lowers);
-        let layers = lowers.iter().zip(known).map(|(id, names)| Layer { dir: self.layer(id), names });
-        let free = unmounted::make_way(&upper, &layers.collect::<Vec<_>>(), path)?;
+        let free = unmounted::make_way(&upper, &known, |layer| self.layer(&lowers[layer]), path)?;
         Ok(free.then(|| TempMounted::unmounted(upper)))
     }
 

@@ -63,7 +63,7 @@ pub struct Usage {
 /// 1. An identifier names one snapshot: active, staged or committed. `prepare` and `publish` of one in use fail
 ///    with [`Error::Exists`]; `staging` of one that is staged already empties it.
 /// 2. `active_mount` and `view` give mounts of exactly the stack asked for, bottom first; a missing
-///    layer is [`Error::NotFound`] naming it, as it is for `prepare` if it is the topmost.
+///    layer is [`Error::NotFound`] naming it, also for `prepare`.
 /// 3. What is written through the mount of an active snapshot is in its own directory and in no other.
 /// 4. After `commit` the snapshot is immutable, can be a lower, and its directory holds the difference alone.
 /// 5. `remove` takes active, staged and committed ones away, whatever others were stacked on them; of one that
@@ -76,9 +76,9 @@ pub trait Snapshotter: fmt::Debug + Send + Sync + 'static {
     /// The name used in configuration and paths, such as `overlayfs`.
     fn name(&self) -> &'static str;
 
-    /// Makes a new active snapshot: an empty difference, to be mounted over `lowers`. Not all of them may be looked for
-    /// before that.
-    async fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<()>;
+    /// Makes a new active snapshot: an empty difference, to be mounted over a stack with this topmost layer, which may
+    /// have to be there.
+    async fn prepare(&self, id: &SnapshotId, top: Option<&SnapshotId>) -> Result<()>;
 
     /// The mount of an active snapshot that is there.
     async fn active_mount(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount>;

@@ -20,29 +20,27 @@ const MAX_COMPONENTS: usize = 64;
 /// Attributes of the overlay itself, which are not copied up.
 const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
-/// A layer of the stack.
-#[derive(Debug)]
-pub(crate) struct Layer {
-    pub(crate) dir: PathBuf,
-    /// What is in it, if that is known.
-    pub(crate) names: Option<Names>,
-}
-
 /// What leads to a place, and is not in the upper directory yet.
-struct Missing<'a> {
+struct Missing {
     path: PathBuf,
     /// The topmost layer that has it.
-    layer: &'a Path,
+    layer: PathBuf,
 }
 
-/// Makes the directories that lead to `path` in the upper directory over `layers`, bottom first, if what is made there
-/// is then the same as through a mount; else does nothing and says no.
+/// Makes the directories that lead to `path` in the upper directory over layers, bottom first, if what is made there
+/// is then the same as through a mount; else does nothing and says no. `layers` is what is known of each, and `dir_of`
+/// gives their directories.
 ///
 /// It is the same when no layer has anything of that name and all that leads to it are plain directories, which
 /// are copied up as overlayfs does it. The caller must have the snapshot for itself.
-pub(crate) fn make_way(upper: &Path, layers: &[Layer], path: &Path) -> Result<bool> {
+pub(crate) fn make_way(
+    upper: &Path,
+    layers: &[Option<Names>],
+    dir_of: impl Fn(usize) -> PathBuf,
+    path: &Path,
+) -> Result<bool> {
     let Some(names) = plain_names(path) else { return Ok(false) };
-    let Some(missing) = free(layers, upper, &names)? else { return Ok(false) };
+    let Some(missing) = free(upper, layers, dir_of, &names)? else { return Ok(false) };
     copy_up(upper, &missing).map(|()| true)
 }
 
@@ -62,7 +60,12 @@ fn plain_names(path: &Path) -> Option<Vec<OsString>> {
 ///
 /// Says no in doubt, as when a directory is hidden by one above it. Paths are safe to be joined here: each component
 /// but the last was found to be a directory, or not to be there, in every layer, and layers do not change.
-fn free<'a>(layers: &'a [Layer], upper: &Path, names: &[OsString]) -> Result<Option<Vec<Missing<'a>>>> {
+fn free(
+    upper: &Path,
+    layers: &[Option<Names>],
+    dir_of: impl Fn(usize) -> PathBuf,
+    names: &[OsString],
+) -> Result<Option<Vec<Missing>>> {
     let mut near = Near::new(upper);
     let mut missing = Vec::new();
     let mut path = PathBuf::new();
@@ -74,16 +77,16 @@ fn free<'a>(layers: &'a [Layer], upper: &Path, names: &[OsString]) -> Result<Opt
             Found::Directory if !last => true,
             _ => return Ok(None),
         };
-        for layer in layers.iter().rev() {
-            let found = match &layer.names {
+        for (layer, known) in layers.iter().enumerate().rev() {
+            let found = match known {
                 Some(names) => in_names(names, &path),
-                None => near.found(&layer.dir, &path)?,
+                None => near.found(&dir_of(layer), &path)?,
             };
             match found {
                 Found::Nothing => {}
                 Found::Directory if !last => {
                     if !seen {
-                        missing.push(Missing { path: path.clone(), layer: &layer.dir });
+                        missing.push(Missing { path: path.clone(), layer: dir_of(layer) });
                     }
                     seen = true;
                 }
@@ -150,7 +153,7 @@ impl<'a> Near<'a> {
 
 /// Makes the directories in the upper one, with all that describes them; times last, as making what is in them
 /// changes those.
-fn copy_up(upper: &Path, missing: &[Missing<'_>]) -> Result<()> {
+fn copy_up(upper: &Path, missing: &[Missing]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }

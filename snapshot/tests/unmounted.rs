@@ -77,7 +77,7 @@ async fn make(path: &str, mounted: bool, restarted: bool) -> (bool, Vec<String>)
         // What an earlier process made is not known by heart.
         store = OverlaySnapshotter::open(dir.path()).unwrap();
     }
-    store.prepare(&id("new"), &stack).await.unwrap();
+    store.prepare(&id("new"), stack.last()).await.unwrap();
     let unmounted = match mounted {
         true => None,
         false => store.to_make(&id("new"), &stack, Path::new(path)).await.unwrap(),
@@ -133,7 +133,7 @@ async fn a_mounted_snapshot_is_not_changed_behind_the_mount() {
     let dir = tempfile::tempdir().unwrap();
     let store = OverlaySnapshotter::open(dir.path()).unwrap();
     let stack = stack(&store).await;
-    store.prepare(&id("new"), &stack).await.unwrap();
+    store.prepare(&id("new"), stack.last()).await.unwrap();
     let first = store.active_mount(&id("new"), &stack).await.unwrap().with_temp().unwrap();
     let to_make = async |path: &str| store.to_make(&id("new"), &stack, Path::new(path)).await.unwrap();
     assert!(to_make("/new").await.is_none());

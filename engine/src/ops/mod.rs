@@ -128,8 +128,8 @@ fn action(
             resources: vertex.linux_resources.clone(),
             vertex: VertexDigest(vertex.digest.digest()),
         }),
-        Some(Kind::File(op)) => {
-            let files = file::Files { worker: worker.clone(), op: op.clone(), name: vertex.name.clone() };
+        Some(Kind::File(_)) => {
+            let files = file::Files { worker: worker.clone(), definition: vertex.op.clone() };
             Box::new(file::FileOp { files: Arc::new(files) })
         }
         Some(Kind::Merge(_)) => combine(Combination::Merge),

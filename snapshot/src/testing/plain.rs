@@ -72,8 +72,8 @@ impl Snapshotter for PlainSnapshotter {
         "plain"
     }
 
-    async fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<()> {
-        self.check(lowers)?;
+    async fn prepare(&self, id: &SnapshotId, top: Option<&SnapshotId>) -> Result<()> {
+        self.check(top.map(std::slice::from_ref).unwrap_or_default())?;
         self.make("active", id).map(drop)
     }
 
