@@ -22,6 +22,7 @@ use crate::keys::{self, OpKey};
 use crate::load::{self, LoadedGraph, LoadedVertex};
 use crate::ops::combine::{Combination, CombineOp};
 use crate::ops::keyed::{Action, KeyedOp};
+use crate::parallel;
 use crate::worker::Worker;
 
 /// Says in an index that there is no input.
@@ -34,8 +35,8 @@ pub(crate) fn graph(
     resolutions: &Arc<Resolutions>,
     depth: u32,
 ) -> Result<Graph> {
-    let vertices = loaded.vertices.iter().map(|v| vertex(worker, v, resolutions, depth));
-    let vertices = vertices.collect::<Result<Vec<_>>>()?;
+    let vertices = parallel::map(&loaded.vertices, |v| vertex(worker, v, resolutions, depth));
+    let vertices = vertices.into_iter().collect::<Result<Vec<_>>>()?;
     Graph::new(vertices).map_err(|e| Error::request(e.to_string()))
 }
 
