@@ -27,13 +27,14 @@ use tokio::sync::OnceCell;
 use crate::build::BuildState;
 use crate::engine::{BuildRequest, CacheSpec};
 use crate::error::{Error, Result, chain};
+use crate::inline_cache::warning;
 use crate::ops::common;
 use crate::worker::Worker;
 
 /// How long a cache may take to be opened. Beyond that the build goes on without it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Kinds that the reference has and this engine does not.
-const NOT_YET: [&str; 4] = ["inline", "gha", "s3", "azblob"];
+const NOT_YET: [&str; 3] = ["gha", "s3", "azblob"];
 /// Caches that one build may look into.
 const MAX_IMPORTS: usize = 64;
 
@@ -61,9 +62,26 @@ pub(crate) struct CacheExport {
     target: Arc<dyn CacheTarget>,
 }
 
+/// The caches that a build writes.
+#[derive(Debug, Default)]
+pub(crate) struct CacheExports {
+    /// Those in places of their own.
+    pub(crate) exports: Vec<CacheExport>,
+    /// Images carry one. However often that is asked for, they carry one only.
+    pub(crate) inline: Option<InlineExport>,
+    /// Why some that may fail are left out.
+    pub(crate) left_out: Vec<String>,
+}
+
+/// The cache that images carry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InlineExport {
+    pub(crate) ignore_error: bool,
+}
+
 /// Checks a request's cache exports before anything is built for them. What may fail is left out, with the reason.
-pub(crate) fn resolve(worker: &Worker, request: &BuildRequest) -> Result<(Vec<CacheExport>, Vec<String>)> {
-    let (mut exports, mut left_out) = (Vec::new(), Vec::new());
+pub(crate) fn resolve(worker: &Worker, request: &BuildRequest) -> Result<CacheExports> {
+    let mut resolved = CacheExports::default();
     for (position, spec) in request.cache_exports.iter().enumerate() {
         if request.cache_exports.iter().take(position).any(|other| other == spec) {
             return Err(Error::request(format!("duplicate cache exports [{} {:?}]", spec.kind, spec.attrs)));
@@ -72,13 +90,17 @@ pub(crate) fn resolve(worker: &Worker, request: &BuildRequest) -> Result<(Vec<Ca
             Ok(attrs) => attrs,
             Err(error) => return Err(not_configured(spec, &chain(&error))),
         };
+        if spec.kind == "inline" {
+            resolved.inline = Some(InlineExport { ignore_error: attrs.ignore_error });
+            continue;
+        }
         match target(worker, request, spec) {
-            Ok((kind, target)) => exports.push(CacheExport { kind, position, attrs, target }),
-            Err(error) if attrs.ignore_error => left_out.push(error.to_string()),
+            Ok((kind, target)) => resolved.exports.push(CacheExport { kind, position, attrs, target }),
+            Err(error) if attrs.ignore_error => resolved.left_out.push(error.to_string()),
             Err(error) => return Err(error),
         }
     }
-    Ok((exports, left_out))
+    Ok(resolved)
 }
 
 fn not_configured(spec: &CacheSpec, reason: &str) -> Error {
@@ -121,7 +143,7 @@ fn registry(
 pub(crate) async fn export(
     state: &Arc<BuildState>,
     tools: &Tools,
-    exports: Vec<CacheExport>,
+    exports: &[CacheExport],
     results: &[ResultKey],
 ) -> Result<BTreeMap<String, String>> {
     let running = exports.iter().map(|export| export_one(state, tools, export, results));
@@ -295,6 +317,9 @@ impl Import {
         };
         let opened = open(&*origin, &root).await.map_err(failed)?;
         drop(Part::begin(progress, &format!("inferred cache manifest type: {}", opened.kind)));
+        for note in &opened.notes {
+            progress.warn(warning(note.clone()));
+        }
         let target = LayerStore { cache: worker.cache.clone(), content: worker.content.clone() };
         Ok(ImportedKeys::new(&self.id, root.digest, opened, origin, target))
     }

@@ -337,3 +337,23 @@ fn clients_of_all_kinds_are_told() -> Result<()> {
     assert!(reasons.iter().any(|r| r["differences"][0]["path"] == "/used"), "{json}");
     Ok(())
 }
+
+#[test]
+fn an_imported_cache_is_named() -> Result<()> {
+    let cache = tempfile::tempdir()?;
+    let dir = cache.path().display();
+    let site = Site::new(FILES)?;
+    site.local(&[&format!("--export-cache=type=local,dest={dir},mode=max")])?;
+    let import = format!("--import-cache=type=local,src={dir}");
+    let other = Site::new(FILES)?;
+    let json = other.build(&["--progress=rawjson", &import])?.success()?.stderr;
+    let copy = json
+        .lines()
+        .flat_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .flat_map(|update| update["vertexes"].as_array().cloned().unwrap_or_default())
+        .find(|vertex| vertex["name"].as_str().is_some_and(|n| n.contains("COPY --from")) && !vertex["reason"].is_null())
+        .context("no reason")?;
+    let origin = copy["reason"]["origin"].as_str().unwrap_or_default();
+    assert!(copy["reason"]["outcome"] == "hit" && origin.starts_with("local:"), "{copy}");
+    Ok(())
+}

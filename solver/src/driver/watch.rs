@@ -23,7 +23,7 @@ pub(crate) struct WatchedJob {
     pub(super) log: Arc<JobLog>,
     pub(super) limits: TimeLimits,
     /// The caches it has imported; none for most.
-    pub(super) imports: Option<Arc<Imports>>,
+    pub(crate) imports: Option<Arc<Imports>>,
     /// What is fixed of the events of each vertex.
     templates: HashMap<VertexDigest, VertexEvent>,
 }
