@@ -147,7 +147,17 @@ pub(crate) async fn export(
     results: &[ResultKey],
 ) -> Result<BTreeMap<String, String>> {
     let running = exports.iter().map(|export| export_one(state, tools, export, results));
-    Ok(try_join_all(running).await?.into_iter().flatten().collect())
+    let roots = try_join_all(running).await?;
+    let mut response = BTreeMap::new();
+    for (export, root) in exports.iter().zip(roots) {
+        let Some(root) = root else { continue };
+        // Several exports have several roots. Clients of the reference know the first key alone.
+        if exports.len() > 1 {
+            response.insert(format!("cache.manifest.{}", export.position), root.clone());
+        }
+        response.insert("cache.manifest".to_owned(), root);
+    }
+    Ok(response)
 }
 
 async fn export_one(
@@ -155,7 +165,7 @@ async fn export_one(
     tools: &Tools,
     export: &CacheExport,
     results: &[ResultKey],
-) -> Result<BTreeMap<String, String>> {
+) -> Result<Option<String>> {
     let digest = VertexDigest(Digest::of(format!("{}-cache-{}", state.info.session_id, export.position)));
     let scope = state.job.vertex_scope(export.kind, digest, |cx| async move {
         let provider = common::provider(&state.worker, &cx);
@@ -180,10 +190,9 @@ async fn export_one(
         };
         let root = writing.write(records, &*export.target).await.map_err(Shown)?;
         let described = root.map(|root| kiln_content::json::compact(&root));
-        let described = described.map(|json| String::from_utf8_lossy(&json).into_owned());
-        Ok(described.into_iter().map(|json| ("cache.manifest".to_owned(), json)).collect())
+        Ok(described.map(|json| String::from_utf8_lossy(&json).into_owned()))
     });
-    let done: Result<BTreeMap<String, String>, Shown> = tokio::select! {
+    let done: Result<Option<String>, Shown> = tokio::select! {
         done = scope => done,
         () = state.cancel.cancelled() => return Err(Error::Cancelled),
     };
@@ -191,7 +200,7 @@ async fn export_one(
         Ok(response) => Ok(response),
         Err(Shown(error)) if export.attrs.ignore_error => {
             tracing::warn!(error = chain(&error), "a cache export failed, which its client ignores");
-            Ok(BTreeMap::new())
+            Ok(None)
         }
         Err(Shown(error)) => Err(Error::Export(Box::new(error))),
     }
@@ -249,6 +258,14 @@ impl BuildState {
     }
 }
 
+/// Waits for a cache as long as for any.
+async fn patient<T>(reading: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match tokio::time::timeout(PATIENCE, reading).await {
+        Ok(read) => read,
+        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+    }
+}
+
 /// What people call an import, and what tells it from others of its build.
 fn import_id(spec: &CacheSpec) -> String {
     match spec.attrs.get("ref") {
@@ -287,11 +304,7 @@ impl Import {
     }
 
     async fn read(&self, build: Arc<BuildState>, cx: OpContext) -> Result<ImportedKeys, String> {
-        let reading = self.read_now(&build, &cx.progress);
-        let read = match tokio::time::timeout(PATIENCE, reading).await {
-            Ok(read) => read,
-            Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
-        };
+        let read = patient(self.read_now(&build, &cx.progress)).await;
         read.map_err(|reason| match reason.as_str() {
             _ if reason.starts_with("unknown cache importer") => reason,
             _ => format!("failed to configure {} cache importer: {reason}", self.spec.kind),
@@ -358,5 +371,23 @@ impl KeySource for Import {
 impl fmt::Debug for Import {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Import").field("id", &self.id).field("opened", &self.opened.initialized()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cache_that_does_not_answer_is_given_up() {
+        let begun = tokio::time::Instant::now();
+        let never = patient(std::future::pending::<Result<(), String>>()).await;
+        assert_eq!(never.unwrap_err(), "no answer within 30 s");
+        assert_eq!(begun.elapsed(), PATIENCE);
+        let late = patient(async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            Ok(7)
+        });
+        assert_eq!(late.await, Ok(7));
     }
 }

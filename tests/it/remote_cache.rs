@@ -316,6 +316,38 @@ fn two_imports_at_once_and_a_build_beside_them() -> Result<()> {
 }
 
 #[test]
+fn several_directories_each_get_their_own_cache() -> Result<()> {
+    let (min, max) = (Cache::new()?, Cache::new()?);
+    let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+    site.local(&[&max.export(",mode=max,compression=zstd"), &min.export("")])?;
+    assert_ne!(min.index()?["manifests"][0]["digest"], max.index()?["manifests"][0]["digest"]);
+    for cache in [&min, &max] {
+        let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+        check_outcomes(&other.local(&[&cache.import()])?.log, &[("COPY --from", "CACHED")]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_directory_can_be_reset() -> Result<()> {
+    let cache = Cache::new()?;
+    let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+    let blobs = || -> Result<usize> { Ok(std::fs::read_dir(cache.path().join("blobs/sha256"))?.count()) };
+    site.local(&[&cache.export(",mode=max")])?;
+    let first = blobs()?;
+    let other_steps = STEPS.replace("cat /proc", "cat  /proc");
+    site.dockerfile(&other_steps, &[&cache.export(",mode=max")])?;
+    assert!(blobs()? > first);
+    site.dockerfile(STEPS, &[&cache.export(",mode=max,reset=true")])?;
+    assert_eq!(blobs()?, first, "what the first export needs, and nothing else");
+    let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+    check_outcomes(&other.local(&[&cache.import()])?.log, &[("COPY --from", "CACHED")]);
+    let wrong = site.build(&[&cache.export(",reset=perhaps")])?.failure()?;
+    check_contains(&wrong.stderr, &["failed to parse reset: invalid boolean \"perhaps\""]);
+    Ok(())
+}
+
+#[test]
 fn registries_keep_caches_too() -> Result<()> {
     let reference = format!("{}/cache/steps:it", hub()?.registry.address());
     let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;

@@ -21,7 +21,7 @@ use crate::testing::simulation::{GONE, INJECTED, Session, Simulation, Step, UNLE
 const SLOW_PACE: u64 = 10;
 
 pub(super) struct Running {
-    call: Call,
+    pub(super) call: Call,
     cancelled: bool,
     /// For runs: what is computed.
     pub(super) text: Option<String>,
@@ -105,6 +105,7 @@ impl Simulation {
         if twice && self.disturbances.forced == 0 {
             return Err(format!("{text:?} runs twice at once"));
         }
+        self.check_room(&call)?;
         let borrows = match &call {
             Call::CacheMap { .. } => true,
             Call::Exec { op, .. } => op.slot() == Slot::Process,
@@ -228,7 +229,9 @@ impl Simulation {
     /// Whether what has been made once is never made again.
     fn keeps_what_it_makes(&self) -> bool {
         let d = &self.disturbances;
+        // A source whose first key an import knows does without the second when nobody lends what that takes.
+        let fewer_keys = d.imports > 0 && d.deaths > 0;
         // What is asked for an output that it does not have runs again each time.
-        d.losses + d.prunes + d.forced + d.restarts + d.failing == 0
+        !fewer_keys && d.losses + d.prunes + d.forced + d.restarts + d.failing == 0
     }
 }

@@ -165,6 +165,16 @@ impl Simulation {
         Err(format!("runs {needless:?}, which need not run, and not {missing:?}, which have to"))
     }
 
+    /// No more runs at once than the gates let pass.
+    pub(super) fn check_room(&self, call: &Call) -> Step {
+        let process = |call: &Call| matches!(call, Call::Exec { op, .. } if op.slot() == Slot::Process);
+        let running = self.calls.values().filter(|running| process(&running.call)).count();
+        if process(call) && running >= self.limits.processes {
+            return Err(format!("{} processes run at once, of {} allowed", running + 1, self.limits.processes));
+        }
+        Ok(())
+    }
+
     /// Nothing runs that no open build waits for, and whoever waits has been told so.
     pub(super) fn check_wanted(&self) -> Step {
         let wanted = self.state.scheduler.wanted_works();

@@ -87,7 +87,7 @@ impl Disturbances {
             9 => Self { cancels: 1, deaths: 1, restarts: 50, slow: 10, ..none },
             10 => Self { losses: 3, prunes: 1, cancels: 1, failures: 2, forced: 5, ..none },
             11 => Self { imports: 60, ..none },
-            12 => Self { imports: 60, slow: 20, cancels: 1, deaths: 1, ..none },
+            12 => Self { imports: 60, slow: 20, cancels: 1, ..none },
             13 => Self { imports: 60, losses: 3, prunes: 1, failures: 2, failing: 2, restarts: 30, ..none },
             _ => Self {
                 cancels: 1,
