@@ -66,7 +66,9 @@ pub(crate) fn remove_unreferenced(dir: &Path) -> Result<()> {
     while let Some(document) = documents.pop() {
         let lists = ["manifests", "layers"].into_iter().filter_map(|key| document[key].as_array());
         for descriptor in lists.flatten().chain(document.get("config")) {
-            let Some(path) = descriptor["digest"].as_str().and_then(|digest| blob(dir, digest)) else { continue };
+            let Some(path) = descriptor["digest"].as_str().and_then(|digest| blob(dir, digest)) else {
+                continue;
+            };
             let kind = descriptor["mediaType"].as_str().unwrap_or_default();
             let leads_on = ["index.v1+json", "manifest.v1+json", "manifest.v2+json", "manifest.list.v2+json"];
             if referenced.insert(path.clone()) && leads_on.iter().any(|end| kind.ends_with(end)) {
@@ -103,8 +105,7 @@ fn read(dir: &Path) -> Result<Option<Value>> {
 
 fn read_json(dir: &Path, path: &Path) -> Result<Option<Value>> {
     let mut content = Vec::new();
-    let outcome = std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_INDEX).read_to_end(&mut content));
+    let outcome = std::fs::File::open(path).and_then(|file| file.take(MAX_INDEX).read_to_end(&mut content));
     match outcome {
         Ok(_) => serde_json::from_slice(&content).map(Some).map_err(|error| invalid(dir, &error.to_string())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -154,7 +155,9 @@ mod tests {
         assert!(has(dir.path(), &entry('b')) && !has(dir.path(), &entry('e')));
         remove_unreferenced(dir.path()).unwrap();
         let left = |path: &Path| {
-            let names = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let names = std::fs::read_dir(path)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap());
             let mut first: Vec<_> = names.map(|name| name.chars().next().unwrap()).collect();
             first.sort_unstable();
             first.into_iter().collect::<String>()

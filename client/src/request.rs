@@ -215,7 +215,9 @@ impl SolveOptions {
                 let reset = match entry.attrs.get("reset").map(String::as_str) {
                     Some("1" | "t" | "T" | "true" | "TRUE" | "True") => true,
                     None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
-                    Some(other) => return Err(option(&format!("failed to parse reset: invalid boolean {other:?}"))),
+                    Some(other) => {
+                        return Err(option(&format!("failed to parse reset: invalid boolean {other:?}")));
+                    }
                 };
                 layouts.push(CacheLayout { dir, tag: tag.to_owned(), position, reset });
             }
@@ -390,7 +392,8 @@ mod tests {
                 r#"[{{"Type":"local","Attrs":{{"digest":"sha256:aa","src":"{cache}"}}}},{{"Type":"registry","Attrs":{{"ref":"r/x"}}}}]"#
             )
         );
-        let layout = CacheLayout { dir: dir.path().to_owned(), tag: "t".to_owned(), position: 1, reset: true };
+        let layout =
+            CacheLayout { dir: dir.path().to_owned(), tag: "t".to_owned(), position: 1, reset: true };
         assert_eq!(prepared.cache_layouts, [layout]);
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::{try_join, try_join_all};
-use kiln_digest::Digest;
 use kiln_cache::BlobProvider;
+use kiln_digest::Digest;
 use kiln_exporter::{Compatibility, ExportRequest, Exported, Exporter, Finalize, InlineCache, Source, Tools};
 use kiln_frontend::{FrontendResult, Reference, References};
 use kiln_solver::{ResultKey, VertexDigest};

@@ -31,8 +31,8 @@ mod tar;
 mod timestamp;
 mod trees;
 
-pub use crate::error::{BoxError, Error, Result};
 pub use crate::config::INLINE_CACHE;
+pub use crate::error::{BoxError, Error, Result};
 pub use crate::exporter::{
     Compatibility, ExportRequest, Exported, Exporter, Finalize, InlineCache, Kind, Tools, resolve,
 };

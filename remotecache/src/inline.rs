@@ -51,7 +51,9 @@ pub(crate) async fn read(origin: &dyn CacheOrigin, root: Digest, outline: Outlin
         carried |= image.add_to(&mut found, outline.layers.unwrap_or_default())?;
     }
     if !carried {
-        found.notes.push(format!("no cache in {root}: neither a cache config nor an image with `{INLINE_CACHE}`"));
+        found
+            .notes
+            .push(format!("no cache in {root}: neither a cache config nor an image with `{INLINE_CACHE}`"));
     }
     Ok(found)
 }
@@ -175,7 +177,8 @@ mod tests {
         let one = documents.image("a", 2, one, Some(&records("a", 1)));
         let two = documents.image("b", 1, json!({"rootfs": diff_ids("b", 1)}), Some(&records("b", 0)));
         let plain = documents.image("c", 1, json!({"rootfs": diff_ids("c", 1)}), None);
-        let root = json!({"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [one, two, plain]});
+        let root =
+            json!({"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [one, two, plain]});
         let root = documents.put(&root);
         let opened = documents.open(&root).await.unwrap();
         assert_eq!(opened.notes, Vec::<String>::new());
@@ -192,7 +195,10 @@ mod tests {
         }
         let told = |layer: &str| opened.layers[&Digest::of(layer)].annotations.clone();
         assert_eq!(told("a0")[UNCOMPRESSED], Digest::of("diff a0").to_string());
-        assert_eq!((told("a0")[CREATED_AT].as_str(), told("a0")[DESCRIPTION].as_str()), ("2024-02-03T04:05:06Z", "RUN first"));
+        assert_eq!(
+            (told("a0")[CREATED_AT].as_str(), told("a0")[DESCRIPTION].as_str()),
+            ("2024-02-03T04:05:06Z", "RUN first")
+        );
         assert_eq!(told("a1")[DESCRIPTION], "RUN second");
     }
 

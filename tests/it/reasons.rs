@@ -351,7 +351,9 @@ fn an_imported_cache_is_named() -> Result<()> {
         .lines()
         .flat_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .flat_map(|update| update["vertexes"].as_array().cloned().unwrap_or_default())
-        .find(|vertex| vertex["name"].as_str().is_some_and(|n| n.contains("COPY --from")) && !vertex["reason"].is_null())
+        .find(|vertex| {
+            vertex["name"].as_str().is_some_and(|n| n.contains("COPY --from")) && !vertex["reason"].is_null()
+        })
         .context("no reason")?;
     let origin = copy["reason"]["origin"].as_str().unwrap_or_default();
     assert!(copy["reason"]["outcome"] == "hit" && origin.starts_with("local:"), "{copy}");
@@ -386,6 +388,9 @@ fn a_step_is_recognised_by_its_place() -> Result<()> {
     // Its text and what it stands on are both others now.
     let log = site.dockerfile(&dockerfile("echo 1 > /one", "echo 2 > /two"), &["--explain"])?.log;
     let got = reason(&log, "echo 2").unwrap_or_default();
-    assert!(got.starts_with("argument 2 was `echo two > /two`, is `echo 2 > /two`; also, input 0"), "{got}\n{log}");
+    assert!(
+        got.starts_with("argument 2 was `echo two > /two`, is `echo 2 > /two`; also, input 0"),
+        "{got}\n{log}"
+    );
     Ok(())
 }

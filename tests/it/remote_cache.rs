@@ -404,7 +404,8 @@ fn images_carry_their_own_cache() -> Result<()> {
     for file in ["first", "second"] {
         assert_eq!(built.read(file)?, std::fs::read_to_string(made.join(file))?);
     }
-    let fresh = Site::new(&[("Dockerfile", &IMAGE.replace("cat /used /proc", "cat  /used /proc")), ("used", "1\n")])?;
+    let fresh =
+        Site::new(&[("Dockerfile", &IMAGE.replace("cat /used /proc", "cat  /used /proc")), ("used", "1\n")])?;
     let built = fresh.local(&[&import])?;
     check_outcomes(
         &built.log,

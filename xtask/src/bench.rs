@@ -125,7 +125,8 @@ fn chosen(asked: &[String]) -> Result<Vec<&'static Group>> {
     if let Some(unknown) = asked.iter().find(|asked| !known.iter().any(|name| names(asked, name))) {
         bail!("no scenario `{unknown}`; there are {}", known.join(", "));
     }
-    let has = |group: &&Group| group.steps.iter().any(|step| asked.iter().any(|asked| names(asked, step.name)));
+    let has =
+        |group: &&Group| group.steps.iter().any(|step| asked.iter().any(|asked| names(asked, step.name)));
     Ok(GROUPS.iter().filter(|group| asked.is_empty() || has(group)).collect())
 }
 

@@ -161,7 +161,8 @@ mod tests {
         let directory = State::source(directory);
         let copy = FileActions::new().copy(&directory, "/a", "/a", kiln_llb::state::Copy::default());
         let definition = State::scratch().file(copy).marshal(&Constraints::default()).unwrap();
-        let platform = pb::Platform { architecture: "amd64".into(), os: "linux".into(), ..Default::default() };
+        let platform =
+            pb::Platform { architecture: "amd64".into(), os: "linux".into(), ..Default::default() };
         let entitlements = GrantedEntitlements::new([]);
         let mut graph = load(&definition, &LoadOptions::new(&platform, &entitlements)).await.unwrap();
         set_apart_directories(&mut graph, session);

@@ -161,7 +161,8 @@ impl Simulation {
         if got == want {
             return Ok(());
         }
-        let (needless, missing): (Vec<_>, Vec<_>) = (got.difference(&want).collect(), want.difference(&got).collect());
+        let (needless, missing): (Vec<_>, Vec<_>) =
+            (got.difference(&want).collect(), want.difference(&got).collect());
         Err(format!("runs {needless:?}, which need not run, and not {missing:?}, which have to"))
     }
 
@@ -170,7 +171,11 @@ impl Simulation {
         let process = |call: &Call| matches!(call, Call::Exec { op, .. } if op.slot() == Slot::Process);
         let running = self.calls.values().filter(|running| process(&running.call)).count();
         if process(call) && running >= self.limits.processes {
-            return Err(format!("{} processes run at once, of {} allowed", running + 1, self.limits.processes));
+            return Err(format!(
+                "{} processes run at once, of {} allowed",
+                running + 1,
+                self.limits.processes
+            ));
         }
         Ok(())
     }
