@@ -258,12 +258,10 @@ impl BuildState {
     }
 }
 
-/// Waits for a cache as long as for any.
-async fn patient<T>(reading: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    match tokio::time::timeout(PATIENCE, reading).await {
-        Ok(read) => read,
-        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
-    }
+/// Waits for a cache as long as for any; the error says that this was not long enough.
+async fn patient<T>(reading: impl Future<Output = T>) -> Result<T, String> {
+    let late = |_| format!("no answer within {} s", PATIENCE.as_secs());
+    tokio::time::timeout(PATIENCE, reading).await.map_err(late)
 }
 
 /// What people call an import, and what tells it from others of its build.
@@ -304,37 +302,36 @@ impl Import {
     }
 
     async fn read(&self, build: Arc<BuildState>, cx: OpContext) -> Result<ImportedKeys, String> {
-        let read = patient(self.read_now(&build, &cx.progress)).await;
-        read.map_err(|reason| match reason.as_str() {
-            _ if reason.starts_with("unknown cache importer") => reason,
-            _ => format!("failed to configure {} cache importer: {reason}", self.spec.kind),
-        })
-    }
-
-    async fn read_now(&self, build: &BuildState, progress: &VertexProgress) -> Result<ImportedKeys, String> {
-        let failed = |error: kiln_remotecache::Error| chain(&error);
+        let not_configured =
+            |reason: String| format!("failed to configure {} cache importer: {reason}", self.spec.kind);
+        let failed = |error: kiln_remotecache::Error| not_configured(chain(&error));
         let (worker, session) = (&build.worker, &build.info.session_id);
-        let (origin, root): (Arc<dyn CacheOrigin>, _) = match self.spec.kind.as_str() {
-            "local" => {
-                let (origin, root) =
-                    LocalCache::origin(&worker.sessions, session, &self.spec.attrs).map_err(failed)?;
-                (Arc::new(origin), root)
+        let reading = async {
+            let (origin, root): (Arc<dyn CacheOrigin>, _) = match self.spec.kind.as_str() {
+                "local" => {
+                    let (origin, root) =
+                        LocalCache::origin(&worker.sessions, session, &self.spec.attrs).map_err(failed)?;
+                    (Arc::new(origin), root)
+                }
+                "registry" => {
+                    let origin = registry(worker, session, &self.spec.attrs).map_err(failed)?;
+                    let root = origin.resolve().await.map_err(failed)?;
+                    (Arc::new(origin), root)
+                }
+                kind if NOT_YET.contains(&kind) => {
+                    return Err(not_configured("it is not supported yet".to_owned()));
+                }
+                other => return Err(format!("unknown cache importer: {other}")),
+            };
+            let opened = open(&*origin, &root).await.map_err(failed)?;
+            drop(Part::begin(&cx.progress, &format!("inferred cache manifest type: {}", opened.kind)));
+            for note in &opened.notes {
+                cx.progress.warn(warning(note.clone()));
             }
-            "registry" => {
-                let origin = registry(worker, session, &self.spec.attrs).map_err(failed)?;
-                let root = origin.resolve().await.map_err(failed)?;
-                (Arc::new(origin), root)
-            }
-            kind if NOT_YET.contains(&kind) => return Err("it is not supported yet".to_owned()),
-            other => return Err(format!("unknown cache importer: {other}")),
+            let target = LayerStore { cache: worker.cache.clone(), content: worker.content.clone() };
+            Ok(ImportedKeys::new(&self.id, root.digest, opened, origin, target))
         };
-        let opened = open(&*origin, &root).await.map_err(failed)?;
-        drop(Part::begin(progress, &format!("inferred cache manifest type: {}", opened.kind)));
-        for note in &opened.notes {
-            progress.warn(warning(note.clone()));
-        }
-        let target = LayerStore { cache: worker.cache.clone(), content: worker.content.clone() };
-        Ok(ImportedKeys::new(&self.id, root.digest, opened, origin, target))
+        patient(reading).await.unwrap_or_else(|late| Err(not_configured(late)))
     }
 
     fn keys(&self) -> Option<&ImportedKeys> {
@@ -381,12 +378,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_cache_that_does_not_answer_is_given_up() {
         let begun = tokio::time::Instant::now();
-        let never = patient(std::future::pending::<Result<(), String>>()).await;
+        let never = patient(std::future::pending::<()>()).await;
         assert_eq!(never.unwrap_err(), "no answer within 30 s");
         assert_eq!(begun.elapsed(), PATIENCE);
         let late = patient(async {
             tokio::time::sleep(PATIENCE / 2).await;
-            Ok(7)
+            7
         });
         assert_eq!(late.await, Ok(7));
     }
