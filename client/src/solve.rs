@@ -13,7 +13,7 @@ use tonic::Status;
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::layout;
-use crate::request::{Prepared, SolveOptions, random_id};
+use crate::request::{CacheLayout, Prepared, SolveOptions, random_id};
 use crate::solve_error::SolveError;
 
 /// How long progress may be silent after the build has ended.
@@ -64,9 +64,17 @@ impl Client {
             }
         };
         ending.cancel();
-        for (dir, tag) in cache_layouts {
-            if let Some(manifest) = answer.get("cache.manifest") {
-                layout::put(&dir, descriptor(manifest)?, Some(&tag))?;
+        for CacheLayout { dir, tag, position, reset } in cache_layouts {
+            // Daemons that do not tell several exports apart name the manifest of one of them.
+            let own = answer.get(&format!("cache.manifest.{position}"));
+            let Some(manifest) = own.or_else(|| answer.get("cache.manifest")) else { continue };
+            let manifest = descriptor(manifest)?;
+            if own.is_none() && !layout::has(&dir, &manifest) {
+                continue;
+            }
+            layout::put(&dir, manifest, Some(&tag))?;
+            if reset {
+                layout::remove_unreferenced(&dir)?;
             }
         }
         for (dir, name) in export_layouts {

@@ -161,7 +161,7 @@ impl Engine {
         check(&request, &self.inner.worker)?;
         let definition = request.definition.take();
         let exporters = export::resolve(&self.inner.tools, &request)?;
-        let (caches, caches_left_out) = caches::resolve(&self.inner.worker, &request)?;
+        let caches = caches::resolve(&self.inner.worker, &request)?;
         let left_out = attestations(&request)?;
         let info = Arc::new(JobInfo { session_id: request.session_id.clone(), ..JobInfo::default() });
         let context: JobContext = info.clone();
@@ -194,7 +194,7 @@ impl Engine {
         let attestations = left_out
             .iter()
             .map(|kind| format!("[internal] {kind} attestation is not supported yet: exporting without it"));
-        let caches_left_out = caches_left_out.iter().map(|reason| format!("[internal] {reason}: ignored"));
+        let caches_left_out = caches.left_out.iter().map(|reason| format!("[internal] {reason}: ignored"));
         let notes = attestations.chain(caches_left_out).collect();
         let phase = export::Phase { tools: &self.inner.tools, exporters, caches };
         let run = self.run(&request, definition, &state, notes, phase, result);

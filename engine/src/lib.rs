@@ -16,6 +16,7 @@ mod engine;
 mod error;
 mod export;
 pub mod fileop;
+mod inline_cache;
 pub mod keys;
 mod lending;
 mod limits;

@@ -23,7 +23,7 @@ const PROGRESS_VARIABLE: &str = "BUILDKIT_PROGRESS";
 const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
 /// Environment variable: the directory of Docker's configuration.
 const DOCKER_VARIABLE: &str = "DOCKER_CONFIG";
-/// How long a definition may be, in bytes.
+/// How long a definition may be, in bytes. The daemon takes no larger requests.
 const MAX_DEFINITION: u64 = 64 << 20;
 /// What is put before a failure to reach the daemon.
 const CONTEXT: &str = "failed to solve: ";
@@ -140,9 +140,15 @@ fn open_trace(file: &str) -> Result<File> {
 fn read_definition(ignore_cache: bool) -> Result<pb::Definition> {
     let mut content = Vec::new();
     stdin()
-        .take(MAX_DEFINITION)
+        .take(MAX_DEFINITION + 1)
         .read_to_end(&mut content)
         .map_err(|error| Error::option(format!("failed to parse input: {error}")))?;
+    if content.len() as u64 > MAX_DEFINITION {
+        let limit = MAX_DEFINITION >> 20;
+        return Err(Error::option(format!(
+            "the definition is larger than {limit} MiB, the most that a daemon takes: bring large files in by a source"
+        )));
+    }
     let mut definition = parse_definition(&content).map_err(|error| error.within("failed to parse input"))?;
     if definition.def.is_empty() {
         return Err(Error::option("empty definition sent to build. Specify --frontend instead?"));

@@ -148,3 +148,38 @@ fn action(
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use kiln_llb::pb;
+    use kiln_llb::state::{Constraints, FileActions, Source, State};
+
+    use super::*;
+    use crate::load::{GrantedEntitlements, LoadOptions, load};
+
+    /// The digests of the vertices of a copy out of a directory, as a build of `session` has them.
+    async fn digests(directory: Source, session: &str) -> Vec<String> {
+        let directory = State::source(directory);
+        let copy = FileActions::new().copy(&directory, "/a", "/a", kiln_llb::state::Copy::default());
+        let definition = State::scratch().file(copy).marshal(&Constraints::default()).unwrap();
+        let platform =
+            pb::Platform { architecture: "amd64".into(), os: "linux".into(), ..Default::default() };
+        let entitlements = GrantedEntitlements::new([]);
+        let mut graph = load(&definition, &LoadOptions::new(&platform, &entitlements)).await.unwrap();
+        set_apart_directories(&mut graph, session);
+        graph.vertices.iter().map(|vertex| vertex.digest.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn directories_of_whoever_asks_are_told_apart_by_session() {
+        let whose = || Source::local("files");
+        let (one, same, other) =
+            (digests(whose(), "1").await, digests(whose(), "1").await, digests(whose(), "2").await);
+        assert_eq!(one, same);
+        assert_ne!(one[0], other[0], "the directory");
+        assert_eq!(one[1..], other[1..], "what is made of it is told apart by its keys");
+        // One that names its session is that session's for everybody.
+        let named = || Source::local("files").attr("local.session", "3");
+        assert_eq!(digests(named(), "1").await, digests(named(), "2").await);
+    }
+}

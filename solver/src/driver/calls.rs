@@ -82,8 +82,8 @@ impl Shared {
                 done.unwrap_or_else(|_| (failed(OpError::failed("internal error: the step panicked")), None));
             let later = {
                 let mut state = shared.lock();
-                if let Some(watch) = state.works.get_mut(&work).filter(|_| study.is_some()) {
-                    watch.study = study;
+                if let Some(study) = study {
+                    state.studied(work, study);
                 }
                 let later = shared.apply(&mut state, Event::Done { work, reply });
                 if simple {
