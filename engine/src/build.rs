@@ -254,7 +254,7 @@ impl Bridge for BuildBridge {
             }
             (None, "") => Ok(FrontendResult::default()),
             (None, name) => {
-                let name = builtin(name, &request.opts);
+                let name = kiln_frontend::builtin(name, &request.opts);
                 let frontend = self
                     .state
                     .frontends
@@ -317,21 +317,4 @@ impl Bridge for BuildBridge {
         self.state.job.warn(convert::warning(warning));
         Ok(())
     }
-}
-
-/// The frontend that serves a request for `name`.
-///
-/// Dockerfiles ask by `# syntax=` for an image of the Dockerfile frontend. The built-in one speaks the same language, so
-/// it serves requests for any tag of that image; one pinned by digest, or of another repository, is meant as it is.
-pub(crate) fn builtin<'a>(name: &'a str, opts: &BTreeMap<String, String>) -> &'a str {
-    const DOCKERFILE: &str = "dockerfile.v0";
-    const IMAGES: [&str; 3] =
-        ["docker/dockerfile", "docker.io/docker/dockerfile", "docker/dockerfile-upstream"];
-    if name != "gateway.v0" || opts.keys().any(|k| k.starts_with("context:dockerfile.v0")) {
-        return name;
-    }
-    let source = opts.get("source").map(String::as_str).unwrap_or_default();
-    let repository = source.rsplit_once(':').map_or(source, |(repository, _)| repository);
-    let ours = source == DOCKERFILE || (!source.contains('@') && IMAGES.contains(&repository));
-    if ours { DOCKERFILE } else { name }
 }

@@ -40,25 +40,34 @@ impl Frontend for DockerfileFrontend {
         bridge: Arc<dyn Bridge>,
         request: FrontendRequest,
     ) -> Result<FrontendResult, FrontendError> {
-        let unsupported = unsupported_capability(&request);
-        if let Some((name, false)) = &unsupported {
-            return Err(FrontendError::UnsupportedCapability { name: name.clone() });
-        }
-        let options = Options::parse(&request).map_err(|error| error.into_frontend(None))?;
-        let client = Client { bridge, request, options };
-        let mut main = MainContext::detect(&client).await.map_err(|error| error.into_frontend(None))?;
-        let file = main.read_dockerfile(&client).await.map_err(|error| error.into_frontend(None))?;
-        if let Some(result) = forward(&client, &file).await? {
-            return Ok(result);
-        }
-        if let Some((name, _)) = unsupported {
-            return Err(FrontendError::UnsupportedCapability { name });
-        }
-        if let Some(request) = client.options.get("requestid") {
-            return crate::subrequest::answer(request, &client, &main, &file).await;
-        }
-        build(&client, &main, &file).await.map_err(|error| error.into_frontend(Some(&file)))
+        solve(bridge, request, false).await
     }
+}
+
+/// Answers a request. An `offline` one is about the file itself, and its bridge need not know of images.
+pub(crate) async fn solve(
+    bridge: Arc<dyn Bridge>,
+    request: FrontendRequest,
+    offline: bool,
+) -> Result<FrontendResult, FrontendError> {
+    let unsupported = unsupported_capability(&request);
+    if let Some((name, false)) = &unsupported {
+        return Err(FrontendError::UnsupportedCapability { name: name.clone() });
+    }
+    let options = Options::parse(&request).map_err(|error| error.into_frontend(None))?;
+    let client = Client { bridge, request, options, offline };
+    let mut main = MainContext::detect(&client).await.map_err(|error| error.into_frontend(None))?;
+    let file = main.read_dockerfile(&client).await.map_err(|error| error.into_frontend(None))?;
+    if let Some(result) = forward(&client, &file).await? {
+        return Ok(result);
+    }
+    if let Some((name, _)) = unsupported {
+        return Err(FrontendError::UnsupportedCapability { name });
+    }
+    if let Some(request) = client.options.get("requestid") {
+        return crate::subrequest::answer(request, &client, &main, &file).await;
+    }
+    build(&client, &main, &file).await.map_err(|error| error.into_frontend(Some(&file)))
 }
 
 /// The first capability that is asked for and missing; the flag says that the file may be forwarded all the same.

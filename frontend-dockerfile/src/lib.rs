@@ -18,6 +18,7 @@ mod image;
 mod instruction;
 mod lint;
 mod lower;
+mod offline;
 mod options;
 mod parser;
 mod paths;
@@ -34,4 +35,5 @@ mod readme {}
 
 pub use crate::error::{Error, Result};
 pub use crate::frontend::{DockerfileFrontend, NAME};
+pub use crate::offline::{Files, lint};
 pub use crate::source::LineRange;

@@ -147,6 +147,9 @@ impl Lowering<'_> {
 
     fn report_unset(&mut self, index: usize, command: &Command, mut unset: BTreeSet<String>) {
         let stage = &self.stages[index];
+        if stage.unknown_base {
+            return;
+        }
         unset.retain(|name| !stage.args.iter().any(|(key, _)| key == name));
         unset.remove("BUILDKIT_SBOM_SCAN_CONTEXT");
         unset.remove("BUILDKIT_SBOM_SCAN_STAGE");

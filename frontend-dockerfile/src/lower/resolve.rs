@@ -49,11 +49,12 @@ impl Lowering<'_> {
         let base = &self.stages[base];
         let (state, platform, mut image) = (base.state.clone(), base.platform.clone(), base.image.clone());
         let (base_image, paths, workdir_set) = (base.base_image.clone(), base.paths, base.workdir_set);
-        let args = base.args.clone();
+        let (args, unknown_base) = (base.args.clone(), base.unknown_base);
         image.config.on_build.clear();
         let stage = &mut self.stages[index];
         (stage.state, stage.platform, stage.image) = (state, platform, image);
         (stage.base_image, stage.paths, stage.workdir_set) = (base_image, paths, workdir_set);
+        stage.unknown_base = unknown_base;
         stage.args.extend(args);
     }
 
@@ -231,7 +232,16 @@ impl Lowering<'_> {
                     Error::new(format!("failed to parse ref {}: {error}", quote(answered)))
                 })?;
             }
-            let found = answer.image.unwrap_or_default();
+            let Some(found) = answer.image else {
+                if !self.client.offline {
+                    return Err(Error::new(format!("nothing is known of the image {}", reference.full())));
+                }
+                self.use_image(index, &platform, false, &written);
+                let stage = &mut self.stages[index];
+                stage.image = Image::empty(&platform);
+                (stage.platform, stage.unknown_base) = (Some(platform), true);
+                return Ok(());
+            };
             let image = Image::parse(&found.config)
                 .map_err(|error| Error::new(format!("failed to parse image config: {error}")))?;
             let stage = &mut self.stages[index];

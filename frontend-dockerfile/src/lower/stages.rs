@@ -28,6 +28,8 @@ pub(super) struct StageState {
     /// Its state can be used.
     pub(super) dispatched: bool,
     pub(super) resolved: bool,
+    /// Nothing is known of the image it starts from: what it sets may be there.
+    pub(super) unknown_base: bool,
     pub(super) triggers_done: bool,
     /// Stages it copies or mounts from, and the lines that do.
     pub(super) deps: Vec<(usize, Vec<LineRange>)>,
