@@ -201,9 +201,13 @@ async fn build_platform(
     Ok(Built { reference, attestation, lowered })
 }
 
+/// How much of a Dockerfile may be sent with warnings, in bytes: each carries the whole file.
+const MAX_WARNED: usize = 64 << 20;
+
 /// Sends what the linter found.
 async fn warn(client: &Client, file: &SourceFile, lint: &Linter) {
-    for hit in &lint.hits {
+    let shown = lint.hits.len().min(MAX_WARNED / file.data.len().max(1) + 1);
+    for hit in lint.hits.iter().take(shown) {
         let mut warning = Warning::default();
         let line = hit.ranges.first().map_or(0, |range| range.start);
         warning.vertex = file.vertex.clone();
@@ -217,6 +221,14 @@ async fn warn(client: &Client, file: &SourceFile, lint: &Linter) {
         warning.source = Some(file.to_pb());
         warning.ranges = hit.ranges.iter().map(|range| range.to_pb()).collect::<Vec<pb::Range>>();
         // A client that cannot be told is told nothing; the build goes on.
+        let _ = client.bridge.warn(warning).await;
+    }
+    let more = lint.hits.len() - shown;
+    if more > 0 {
+        let mut warning = Warning::default();
+        warning.vertex = file.vertex.clone();
+        warning.level = 1;
+        warning.short = format!("{more} more warnings are not shown: check the Dockerfile to see them all");
         let _ = client.bridge.warn(warning).await;
     }
 }

@@ -16,7 +16,7 @@ mod stages;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_frontend::{ResolveRequest, SourceMetadata, pb};
+use kiln_frontend::{SourceMetadata, pb};
 use kiln_patterns::Patterns;
 
 pub(crate) use self::outline::{Entry as OutlineEntry, Outline};
@@ -124,7 +124,7 @@ struct Lowering<'a> {
     late_locals: Vec<(Edge, usize)>,
     groups: usize,
     /// What was found out about images, by what was asked.
-    resolved: Vec<(ResolveRequest, SourceMetadata)>,
+    resolved: BTreeMap<String, SourceMetadata>,
     scanner: Option<&'a Scanner>,
     notes: outline::Notes,
 }
@@ -156,7 +156,7 @@ impl<'a> Lowering<'a> {
             proxy: args::proxy(&options.build_args),
             late_locals: Vec::new(),
             groups: 0,
-            resolved: Vec::new(),
+            resolved: BTreeMap::new(),
             scanner: request.scanner,
             notes: outline::Notes::default(),
         }

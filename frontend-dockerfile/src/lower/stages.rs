@@ -13,6 +13,9 @@ use crate::shell::{Env, Expansion, Lex};
 use crate::source::LineRange;
 use crate::text::{quote, suggest, with_suggestion};
 
+/// How many stages a file may have, the images that its instructions name included.
+const MAX_STAGES: usize = 100_000;
+
 /// A stage while it is lowered.
 #[derive(Debug, Default)]
 pub(super) struct StageState {
@@ -242,7 +245,12 @@ impl Lowering<'_> {
             }
             _ => {}
         }
+        if self.stages.len() > MAX_STAGES {
+            let message = format!("the Dockerfile has more than {MAX_STAGES} stages and images");
+            return Err(Error::new(message).at(&command.ranges));
+        }
         for &source in &sources {
+            self.lex.work.spend(self.stages[index].deps.len()).map_err(Error::new)?;
             let deps = &mut self.stages[index].deps;
             deps.retain(|(known, _)| *known != source);
             deps.push((source, command.ranges.clone()));
@@ -260,6 +268,7 @@ impl Lowering<'_> {
 
     fn check_cycles(&self) -> Result<()> {
         let mut visited = vec![false; self.stages.len()];
+        let mut on_path = vec![false; self.stages.len()];
         for start in 0..self.stages.len() {
             // Each entry is a stage, the next edge to look at, and the lines that led here.
             let mut path: Vec<(usize, usize)> = Vec::new();
@@ -267,13 +276,15 @@ impl Lowering<'_> {
                 continue;
             }
             path.push((start, 0));
+            on_path[start] = true;
             while let Some(&mut (stage, ref mut next)) = path.last_mut() {
                 let Some((dep, _)) = self.stages[stage].deps.get(*next) else {
+                    on_path[stage] = false;
                     path.pop();
                     continue;
                 };
                 *next += 1;
-                if path.iter().any(|(open, _)| open == dep) {
+                if on_path[*dep] {
                     let name = &self.stages[start].display_name;
                     let mut error = Error::new(format!("circular dependency detected on stage: {name}"));
                     for &(stage, next) in &path {
@@ -283,6 +294,7 @@ impl Lowering<'_> {
                 }
                 if !std::mem::replace(&mut visited[*dep], true) {
                     path.push((*dep, 0));
+                    on_path[*dep] = true;
                 }
             }
         }
