@@ -27,6 +27,8 @@ mod reference;
 mod shell;
 mod source;
 mod subrequest;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod text;
 
 #[cfg(doctest)]
