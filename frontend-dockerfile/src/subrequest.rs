@@ -22,6 +22,9 @@ use crate::lower::{Lowered, Request, linter, lower};
 use crate::parser::parse;
 use crate::source::{LineRange, SourceFile};
 
+/// How long the text of a check gets, in bytes, give or take an excerpt. Its JSON form has everything.
+const MAX_TEXT: usize = 8 << 20;
+
 /// Answers a sub-request. An answer has no filesystem, only metadata.
 pub(crate) async fn answer(
     name: &str,
@@ -209,12 +212,19 @@ async fn lint(client: &Client, main: &MainContext, file: &SourceFile) -> Result<
     let mut hits: Vec<&crate::lint::Hit> = lint.hits.iter().collect();
     hits.sort_by_key(|hit| hit.ranges.first().map_or(0, |range| range.start));
     let mut text = String::new();
-    for hit in hits {
+    let content = String::from_utf8_lossy(&file.data);
+    let lines: Vec<&str> = content.split('\n').collect();
+    let all = hits.len();
+    for (shown, hit) in hits.into_iter().enumerate() {
+        if text.len() > MAX_TEXT {
+            text.push_str(&format!("\n{} more warnings are not shown\n", all - shown));
+            break;
+        }
         text.push_str(&format!("\nWARNING: {}", hit.rule.name()));
         if !hit.rule.url().is_empty() {
             text.push_str(&format!(" - {}", hit.rule.url()));
         }
-        text.push_str(&format!("\n{}\n{}", hit.message, excerpt(file, &hit.ranges)));
+        text.push_str(&format!("\n{}\n{}", hit.message, excerpt(file, &lines, &hit.ranges)));
     }
     let mut out = metadata("1.0.0", &answer, Some(text))?;
     let failed = outcome.is_err() || !lint.hits.is_empty();
