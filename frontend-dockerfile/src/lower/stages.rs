@@ -36,6 +36,7 @@ pub(super) struct StageState {
     pub(super) triggers_done: bool,
     /// Stages it copies or mounts from, and the lines that do.
     pub(super) deps: Vec<(usize, Vec<LineRange>)>,
+    pub(super) known_deps: BTreeSet<usize>,
     pub(super) args: Vec<(String, Option<String>)>,
     pub(super) commands: Vec<StageCommand>,
     pub(super) context_paths: BTreeSet<String>,
@@ -250,10 +251,12 @@ impl Lowering<'_> {
             return Err(Error::new(message).at(&command.ranges));
         }
         for &source in &sources {
-            self.lex.work.spend(self.stages[index].deps.len()).map_err(Error::new)?;
-            let deps = &mut self.stages[index].deps;
-            deps.retain(|(known, _)| *known != source);
-            deps.push((source, command.ranges.clone()));
+            let stage = &mut self.stages[index];
+            if !stage.known_deps.insert(source) {
+                self.lex.work.spend(stage.deps.len()).map_err(Error::new)?;
+                stage.deps.retain(|(known, _)| *known != source);
+            }
+            stage.deps.push((source, command.ranges.clone()));
         }
         let takes = !sources.is_empty();
         self.stages[index].commands.push(StageCommand { command, sources, is_trigger });
