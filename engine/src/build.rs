@@ -259,7 +259,7 @@ impl Bridge for BuildBridge {
                     .state
                     .frontends
                     .get(name)
-                    .ok_or_else(|| FrontendError::input(format!("invalid frontend: {name}")))?;
+                    .ok_or_else(|| FrontendError::input(no_frontend(name, &request.opts)))?;
                 let asked = self.state.frontend_request(request.opts, request.inputs);
                 let result = frontend.solve(Arc::new(self.clone()), asked).await?;
                 if request.evaluate {
@@ -316,5 +316,16 @@ impl Bridge for BuildBridge {
     async fn warn(&self, warning: Warning) -> Result<(), FrontendError> {
         self.state.job.warn(convert::warning(warning));
         Ok(())
+    }
+}
+
+/// Why there is no frontend of that name.
+pub(crate) fn no_frontend(name: &str, opts: &BTreeMap<String, String>) -> String {
+    match opts.get("source").filter(|_| name == "gateway.v0") {
+        Some(image) => format!(
+            "frontend image `{image}` cannot be run: containers of the gateway are not supported yet. \
+             Images of docker/dockerfile are served by the built-in frontend"
+        ),
+        None => format!("invalid frontend: {name}"),
     }
 }

@@ -16,7 +16,7 @@ use kiln_source::SessionCredentials;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{BuildBridge, BuildState};
+use crate::build::{BuildBridge, BuildState, no_frontend};
 use crate::caches;
 use crate::error::{Error, Result};
 use crate::export;
@@ -305,7 +305,7 @@ impl Engine {
             .inner
             .frontends
             .get(name)
-            .ok_or_else(|| Error::request(format!("invalid frontend: {name}")))?;
+            .ok_or_else(|| Error::request(no_frontend(name, &request.attrs)))?;
         let asked = bridge.state.frontend_request(request.attrs.clone(), request.inputs.clone());
         frontend.solve(Arc::new(bridge.clone()), asked).await.map_err(Error::Frontend)
     }

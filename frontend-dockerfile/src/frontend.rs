@@ -183,11 +183,11 @@ async fn build_platform(
     let request = Request { client, file, platform, all_stages: false, scanner };
     let lowered = lower(request, main, &mut lint).await;
     warn(client, file, &lint).await;
-    let lowered = lowered?;
-    let mut solve = SolveRequest::definition(lowered.definition.clone());
+    let mut lowered = lowered?;
+    let mut solve = SolveRequest::definition(std::mem::take(&mut lowered.definition));
     solve.cache_imports = client.options.cache_imports.clone();
     let reference = client.bridge.solve(solve).await?.single_ref().cloned();
-    let attestation = match lowered.attestation.clone() {
+    let attestation = match lowered.attestation.take() {
         None => None,
         Some(scan) => {
             let scanned = client.bridge.solve(SolveRequest::definition(scan)).await?.single_ref().cloned();

@@ -111,7 +111,11 @@ impl Bridge for World {
         if !request.frontend.is_empty() {
             return Err(Error::input(format!("no frontend {}", request.frontend)));
         }
-        self.files.solve(request).await
+        // What is read is a directory alone; of anything else only its graph counts.
+        match request.definition.as_ref().is_some_and(|definition| definition.def.len() == 2) {
+            true => self.files.solve(request).await,
+            false => Ok(FrontendResult::default()),
+        }
     }
 
     async fn resolve_source_metadata(&self, request: ResolveRequest) -> Result<SourceMetadata> {
@@ -160,7 +164,8 @@ pub fn big_file(stages: usize) -> String {
              RUN --mount=type=cache,target=/root/.cache/$PART \\\n    apt-get update && \\\n    apt-get install -y gcc make\n\
              COPY --link go.mod go.sum $PART_DIR/\nCOPY {i}/src {i}/include $PART_DIR/\n\
              RUN --mount=type=bind,source=tools,target=/tools /tools/build ${{PART%%t*}} ${{VERSION//./-}}\n\
-             COPY <<EOF $PART_DIR/version.txt\n$VERSION of $PART\nEOF\nEXPOSE 80{i:02}/tcp\nUSER 1000:1000\nCMD [\"/bin/part{i}\"]\n"
+             COPY <<EOF $PART_DIR/version.txt\n$VERSION of $PART\nEOF\nEXPOSE {}/tcp\nUSER 1000:1000\nCMD [\"/bin/part{i}\"]\n",
+            8000 + i % 1000
         ));
     }
     out.push_str("FROM scratch\n");

@@ -14,7 +14,7 @@ use crate::support::{Site, hub, run};
 const AT_ONCE: usize = 4;
 /// Names that the stand-in is called by.
 const TOOLS: &str = "go cargo npm yarn pnpm pip python mvn gradle javac apt-get apk composer bundle dotnet mix make \
-                     cmake gcc nginx corepack groupadd useradd";
+                     cmake gcc nginx corepack addgroup adduser groupadd useradd";
 
 /// A build with what is expected of it: named parts, in order.
 struct Case {

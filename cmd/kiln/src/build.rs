@@ -168,7 +168,9 @@ impl Input {
     pub(crate) fn find(dir: &Path, file: Option<&Path>) -> Result<Self> {
         let context = directory(dir)?;
         let file = file.map_or_else(|| dir.join("Dockerfile"), Path::to_owned);
-        if !file.is_file() {
+        // The frontend looks for this one too.
+        let lower = file.ends_with("Dockerfile").then(|| file.with_file_name("dockerfile"));
+        if !file.is_file() && !lower.is_some_and(|lower| lower.is_file()) {
             return Err(Error::option(format!("there is no Dockerfile at `{}`", file.display())));
         }
         let parent = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));

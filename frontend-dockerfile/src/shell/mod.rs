@@ -189,6 +189,11 @@ impl Run<'_> {
         }
     }
 
+    /// Whether an error means no more than that the text ended.
+    fn ended(&self) -> bool {
+        self.peek().is_none() && self.lex.work.check().is_ok()
+    }
+
     /// Makes sure that a text may grow.
     fn grow(&self, length: usize, more: usize) -> Result<(), String> {
         if length.saturating_add(more) > MAX_RESULT {
@@ -341,7 +346,7 @@ impl Run<'_> {
         }
         let word = match self.until(Some('}'), trims) {
             Ok((word, _)) => word,
-            Err(_) if self.peek().is_none() => return Err("syntax error: missing '}'".to_owned()),
+            Err(_) if self.ended() => return Err("syntax error: missing '}'".to_owned()),
             Err(error) => return Err(error),
         };
         let value = self.look_up(name);
@@ -381,12 +386,12 @@ impl Run<'_> {
         self.at += usize::from(all);
         let pattern = match self.until(Some('/'), true) {
             Ok((pattern, _)) => pattern,
-            Err(_) if self.peek().is_none() => return Err("syntax error: missing '/' in ${}".to_owned()),
+            Err(_) if self.ended() => return Err("syntax error: missing '/' in ${}".to_owned()),
             Err(error) => return Err(error),
         };
         let replacement = match self.until(Some('}'), true) {
             Ok((replacement, _)) => replacement,
-            Err(_) if self.peek().is_none() => return Err("syntax error: missing '}'".to_owned()),
+            Err(_) if self.ended() => return Err("syntax error: missing '}'".to_owned()),
             Err(error) => return Err(error),
         };
         let value = self.look_up(name);

@@ -168,6 +168,12 @@ case $tool in
     ;;
   nginx) test -f /etc/nginx/conf.d/default.conf ;;
   corepack) ;;
+  addgroup) echo "$(last "$@"):x:1001:" >> /etc/group ;;
+  adduser)
+    case $* in *" -G "*) set -- "${*%% -G *}" ;; esac
+    name=$(last $*)
+    echo "$name:x:1001:1001::/home/$name:/bin/sh" >> /etc/passwd
+    ;;
   groupadd) echo "$(last "$@"):x:1001:" >> /etc/group ;;
   useradd) echo "$1:x:1001:1001::/home/$1:/bin/sh" >> /etc/passwd ;;
   *) echo "no stand-in for $tool" >&2; exit 1 ;;
