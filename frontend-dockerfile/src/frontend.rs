@@ -180,7 +180,7 @@ async fn build_platform(
 ) -> Result<Built> {
     let mut lint = linter(client, file)?;
     lint.muted = index > 0;
-    let request = Request { client, file, platform, all_stages: false, scanner };
+    let request = Request { client, file, platform, all_stages: false, graph: true, scanner };
     let lowered = lower(request, main, &mut lint).await;
     warn(client, file, &lint).await;
     let mut lowered = lowered?;

@@ -88,14 +88,15 @@ async fn lowered(
     main: &MainContext,
     file: &SourceFile,
     lint: &mut Linter,
+    graph: bool,
 ) -> Result<Lowered> {
-    let request = Request { client, file, platform: None, all_stages: false, scanner: None };
+    let request = Request { client, file, platform: None, all_stages: false, graph, scanner: None };
     lower(request, main, lint).await
 }
 
 async fn outline(client: &Client, main: &MainContext, file: &SourceFile) -> Result<Metadata> {
     let mut lint = linter(client, file)?;
-    let outline = lowered(client, main, file, &mut lint).await?.outline;
+    let outline = lowered(client, main, file, &mut lint, false).await?.outline;
     let args = outline.args.iter().map(|(name, note)| {
         object([
             ("name", json!(name)),
@@ -185,7 +186,7 @@ async fn lint(client: &Client, main: &MainContext, file: &SourceFile) -> Result<
         Ok(configured) => {
             lint = configured;
             let all_stages = client.options.target.is_empty();
-            let request = Request { client, file, platform: None, all_stages, scanner: None };
+            let request = Request { client, file, platform: None, all_stages, graph: false, scanner: None };
             lower(request, main, &mut lint).await.map(|_| ())
         }
     };
@@ -248,7 +249,7 @@ fn merged(places: &[Vec<LineRange>]) -> Vec<LineRange> {
 
 async fn convert(client: &Client, main: &MainContext, file: &SourceFile) -> Result<Metadata> {
     let mut lint = linter(client, file)?;
-    let definition = lowered(client, main, file, &mut lint).await?.definition;
+    let definition = lowered(client, main, file, &mut lint, true).await?.definition;
     let broken = |error: kiln_llb::Error| Error::new(error.to_string());
     let proto = |name: &str, message: &[u8]| -> Result<Value> {
         let message = kiln_llb::Message::decode(kiln_llb::Schema::llb(), name, message).map_err(broken)?;

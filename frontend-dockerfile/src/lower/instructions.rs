@@ -43,7 +43,7 @@ impl Lowering<'_> {
             user => user.to_owned(),
         };
         stage.state.network = options.network;
-        let commands = stage.commands.clone();
+        let commands = std::mem::take(&mut stage.commands);
         for command in &commands {
             let lowered = self.lower_command(index, command);
             let lowered = lowered.and_then(|()| self.lex.work.check().map_err(Error::new));

@@ -41,6 +41,8 @@ pub(crate) struct Request<'a> {
     pub(crate) platform: Option<&'a Platform>,
     /// Lower every stage, whether the target needs it or not.
     pub(crate) all_stages: bool,
+    /// Write the graph down; else its definition is empty.
+    pub(crate) graph: bool,
     /// Also scan the result.
     pub(crate) scanner: Option<&'a Scanner>,
 }
@@ -102,6 +104,7 @@ struct Lowering<'a> {
     file: &'a SourceFile,
     lint: &'a mut Linter,
     all_stages: bool,
+    writes_graph: bool,
     lex: Lex,
     graph: Graph,
     target_platform: Platform,
@@ -140,6 +143,7 @@ impl<'a> Lowering<'a> {
             file: request.file,
             lint,
             all_stages: request.all_stages,
+            writes_graph: request.graph,
             lex,
             graph,
             target_platform: request.platform.cloned().unwrap_or_else(|| options.build_platform.clone()),
@@ -247,7 +251,10 @@ impl<'a> Lowering<'a> {
             image.set_platform(&platform);
         }
         image.set_platform(&image.platform().normalized());
-        let definition = self.graph.marshal(stage.state.output, self.file)?;
+        let definition = match self.writes_graph {
+            true => self.graph.marshal(stage.state.output, self.file)?,
+            false => pb::Definition::default(),
+        };
         let attestation = match scan {
             Some(edge) => Some(self.graph.marshal(Some(edge), self.file)?),
             None => None,

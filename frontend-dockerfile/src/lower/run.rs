@@ -59,8 +59,7 @@ impl Lowering<'_> {
             return Err(Error::new("failed to marshal LLB definition: string field contains invalid UTF-8"));
         }
         let history = self.run_history(index, &args);
-        let weight = self.stages[index].state.env.to_list().iter().map(String::len).sum::<usize>();
-        self.lex.work.spend(weight).map_err(Error::new)?;
+        self.lex.work.spend(self.stages[index].state.env.size()).map_err(Error::new)?;
         let edge = self.exec(index, command, run, args, mounts, name);
         self.stages[index].state.output = Some(edge);
         self.history(index, history, true);

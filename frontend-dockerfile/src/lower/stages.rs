@@ -204,7 +204,7 @@ impl Lowering<'_> {
     /// Finds out what each stage takes from which other.
     pub(super) fn link_stages(&mut self) -> Result<()> {
         for index in 0..self.stages.len() {
-            let commands = self.stages[index].stage.commands.clone();
+            let commands = std::mem::take(&mut self.stages[index].stage.commands);
             for command in commands {
                 self.link(index, command, false)?;
             }

@@ -30,6 +30,11 @@ impl Env {
         self.entries.len()
     }
 
+    /// How long all entries are together, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.entries.iter().map(|(key, (_, value))| key.len() + value.len() + 1).sum()
+    }
+
     pub(crate) fn keys(&self) -> Vec<&str> {
         self.in_order().map(|(key, _)| key).collect()
     }
