@@ -31,10 +31,9 @@ pub fn parse(data: &[u8]) -> Result<(), String> {
     // Continuations become one line, which may be longer than a line can be.
     let fits = printed.lines().all(|line| line.len() <= crate::parser::MAX_LINE);
     if fits && !instructions(&parsed).is_empty() {
-        match crate::parser::parse(printed.as_bytes()) {
-            Ok(again) => assert_eq!(instructions(&again), instructions(&parsed), "printed as {printed:?}"),
-            Err(error) => panic!("{}: printed as {printed:?}", error.message()),
-        }
+        let again = crate::parser::parse(printed.as_bytes()).map_err(|error| error.message());
+        let again = again.map(|again| instructions(&again));
+        assert_eq!(again, Ok(instructions(&parsed)), "printed as {printed:?}");
     }
     parse_stages(&parsed.nodes, &mut Linter::default()).map(drop).map_err(|error| error.message())
 }

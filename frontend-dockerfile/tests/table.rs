@@ -37,7 +37,8 @@ fn ops(dockerfile: &str, opts: &[(&str, &str)], kind: &str) -> Vec<Value> {
 #[track_caller]
 fn check_exec(dockerfile: &str, opts: &[(&str, &str)], part: &str, want: &Value) {
     let execs = ops(dockerfile, opts, "exec");
-    let [exec] = execs.as_slice() else { panic!("{execs:?}") };
+    assert_eq!(execs.len(), 1, "{execs:?}");
+    let exec = &execs[0];
     assert_eq!(exec.pointer(part).unwrap_or(&Value::Null), want, "{exec}");
 }
 
