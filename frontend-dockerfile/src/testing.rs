@@ -30,7 +30,12 @@ pub fn parse(data: &[u8]) -> Result<(), String> {
     let printed = print(&parsed);
     // Continuations become one line, which may be longer than a line can be.
     let fits = printed.lines().all(|line| line.len() <= crate::parser::MAX_LINE);
-    if fits && !instructions(&parsed).is_empty() {
+    // One that ends in an escape at the end of the file would go on if anything followed.
+    let ends = |text: &str| {
+        let rest = text.trim().strip_suffix(parsed.escape);
+        rest.is_none_or(|rest| rest.ends_with(parsed.escape))
+    };
+    if fits && parsed.nodes.iter().all(|node| ends(&node.text)) && !instructions(&parsed).is_empty() {
         let again = crate::parser::parse(printed.as_bytes()).map_err(|error| error.message());
         let again = again.map(|again| instructions(&again));
         assert_eq!(again, Ok(instructions(&parsed)), "printed as {printed:?}");
