@@ -3,6 +3,7 @@
 mod cache;
 mod cancel;
 mod daemon;
+mod dockerfiles;
 mod errors;
 mod exporters;
 mod hostile;
