@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use crate::cgroups::Hierarchies;
+use kiln_runtime::cgroups::Hierarchies;
 
 const DEFAULTS: [&str; 3] = ["buildkit-runc", "runc", "crun"];
 /// The most that is read of a runtime's log; it writes a few lines.

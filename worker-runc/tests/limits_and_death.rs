@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use kiln_executor::LinuxResources;
 use kiln_executor::testing::conformance::{Step, Suite};
-use kiln_worker_runc::{RuncExecutor, RuncOptions};
+use kiln_worker_runc::RuncExecutor;
 
 /// Set in the process that is to be killed: where its executor lives.
 const VICTIM: &str = "KILN_TEST_VICTIM";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn running_out_of_memory_is_named() {
-    for binary in ["runc", "crun"] {
+    for binary in ["builtin", "runc", "crun"] {
         let Some(busybox) = support::ready(binary) else { continue };
         let dir = tempfile::tempdir().unwrap();
         let suite = suite(dir.path(), binary, &busybox);
@@ -42,7 +42,7 @@ async fn running_out_of_memory_is_named() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn steps_end_with_the_process() {
-    for binary in ["runc", "crun"] {
+    for binary in ["builtin", "runc", "crun"] {
         let Some(busybox) = support::ready(binary) else { continue };
         let dir = tempfile::tempdir().unwrap();
         let mut victim = Command::new(std::env::current_exe().unwrap())
@@ -102,9 +102,7 @@ fn suite(dir: &Path, binary: &str, busybox: &Path) -> Suite {
 }
 
 fn open(root: &Path, binary: &str) -> RuncExecutor {
-    let mut options = RuncOptions::new(root);
-    options.binary = Some(binary.to_owned());
-    RuncExecutor::open(options).unwrap()
+    RuncExecutor::open(support::options(root, binary)).unwrap()
 }
 
 /// A number of seconds that no other process sleeps.
