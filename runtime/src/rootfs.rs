@@ -316,7 +316,7 @@ fn finish(plan: &Plan, null: OwnedFd) -> Outcome<()> {
             // Copies can only be made of what has a place already.
             (true, Some(empty)) => clone_fd(empty, false).map_err(failed(&what))?,
             (true, None) => {
-                let first = new_filesystem_with("tmpfs", "tmpfs", &[], READ_ONLY)?;
+                let first = new_filesystem_with("tmpfs", "tmpfs", &[("ro".to_owned(), None)], READ_ONLY)?;
                 attach_at(&first, &point).map_err(failed(&what))?;
                 empty = Some(first);
                 continue;
@@ -342,6 +342,12 @@ fn new_filesystem(
     parameters: &[(String, Option<String>)],
     mount: &MountPlan,
 ) -> Outcome<OwnedFd> {
+    let read_only = mount.attributes.set & READ_ONLY != 0;
+    if read_only && filesystem != "tmpfs" {
+        let mut parameters = parameters.to_vec();
+        parameters.push(("ro".to_owned(), None));
+        return new_filesystem_with(filesystem, source, &parameters, mount.attributes.set);
+    }
     new_filesystem_with(filesystem, source, parameters, mount.attributes.set)
 }
 

@@ -165,11 +165,12 @@ pub(crate) fn close_on_exec_from(first: RawFd) -> io::Result<()> {
 /// Sets every signal to its default and blocks none: what a program may expect to start with.
 pub(crate) fn reset_signals() {
     for signal in SIGNALS {
-        // SAFETY: a zeroed `sigaction` is SIG_DFL without flags; the call fails for SIGKILL, SIGSTOP and those
-        // the C library keeps, which is as it should be.
+        // SAFETY: zeros are SIG_DFL without flags, in more memory than the kernel's structure has; the call fails
+        // for SIGKILL and SIGSTOP, which is as it should be. The C library's own call leaves two signals out.
         unsafe {
-            let action: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+            let action = [0u64; 8];
+            let none = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, none, size_of::<u64>());
         }
     }
     // SAFETY: the set is initialised before it is read.

@@ -190,7 +190,8 @@ impl Streams {
                 let (read, write) = pair()?;
                 (read, Some(pipe::Sender::from_owned_fd(write).map_err(failed)?))
             }
-            None => (null()?, None),
+            // At its end from the start.
+            None => (pair()?.0, None),
         };
         let ((from_stdout, stdout), (from_stderr, stderr)) = (pair()?, pair()?);
         let receiver = |end| pipe::Receiver::from_owned_fd(end).map(Some).map_err(failed);
