@@ -143,6 +143,31 @@ impl ContainerGroups {
         self.v1.iter().map(|(_, dir)| dir.as_path()).chain(self.unified.iter().map(|(_, dir)| dir.as_path()))
     }
 
+    /// Gives the groups of version 1 the names that `to` has for them; the one of version 2 keeps its own. On an error
+    /// they come back as they are now.
+    pub(crate) fn rename(mut self, to: &Self) -> std::result::Result<Self, (Self, Error)> {
+        for number in 0..self.v1.len() {
+            let (Some((_, from)), Some((_, to))) = (self.v1.get_mut(number), to.v1.get(number)) else {
+                continue;
+            };
+            if let Err(source) = std::fs::rename(&*from, to) {
+                let error = Error::cgroup("rename", from)(source);
+                return Err((self, error));
+            }
+            from.clone_from(to);
+        }
+        Ok(self)
+    }
+
+    /// Removes the groups right below these whose names begin with `prefix` and in which nothing is.
+    pub(crate) fn remove_empty(&self, prefix: &str) {
+        for dir in self.dirs().flat_map(children) {
+            if dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)) {
+                let _ = std::fs::remove_dir(dir);
+            }
+        }
+    }
+
     /// Kills every process in the groups. Returns whether there was any.
     pub fn kill(&self) -> bool {
         if let Some((_, unified)) = &self.unified {

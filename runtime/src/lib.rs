@@ -17,13 +17,14 @@ mod plan;
 mod rootfs;
 mod runtime;
 mod seccomp;
+mod spares;
 #[expect(unsafe_code, reason = "namespaces, filters and programs come through bare system calls")]
 mod sys;
 mod wire;
 
 pub use crate::error::{Error, Result};
 pub use crate::helper::{is_helper, run_helper};
-pub use crate::runtime::{Process, Program, Runtime, Stdio, Terminal, watch};
+pub use crate::runtime::{Container, Options, Process, Program, Runtime, Stdio, Terminal, watch};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

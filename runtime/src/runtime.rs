@@ -8,16 +8,18 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::thread::JoinHandle;
 
 use kiln_executor::oci;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
-use crate::cgroups::ContainerGroups;
+use crate::cgroups::{ContainerGroups, Hierarchies};
 use crate::error::{Error, Result};
 use crate::helper;
 use crate::plan::{Namespaces, Plan, ProcessPlan};
 use crate::seccomp;
+use crate::spares::{self, Spares};
 use crate::sys;
 use crate::wire::{self, Answer, AnyPlan, Made, Order, Task};
 
@@ -47,9 +49,29 @@ pub struct Stdio {
     pub stderr: OwnedFd,
 }
 
+/// What a [`Runtime`] is made from.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Options {
+    /// What the helper is.
+    pub program: Program,
+    /// Where control groups are.
+    pub hierarchies: Hierarchies,
+    /// The group right below which most containers' groups are, from the root of each hierarchy.
+    pub parent_group: String,
+}
+
 /// Makes containers.
 #[derive(Debug)]
 pub struct Runtime {
+    inner: Arc<Inner>,
+    /// Makes spares, from the first container on.
+    maker: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    hierarchies: Hierarchies,
     /// To the thread that starts the helper. Containers are children of that thread, and the kernel ends them
     /// when it ends: it lives as long as this value.
     keeper: mpsc::Sender<mpsc::Sender<io::Result<Arc<OwnedFd>>>>,
@@ -57,6 +79,16 @@ pub struct Runtime {
     /// What a helper that is started anew has to watch over.
     running: Mutex<Vec<Weak<OwnedFd>>>,
     filters: Mutex<VecDeque<(oci::Seccomp, Vec<u64>)>>,
+    pub(crate) spares: Spares,
+}
+
+/// A container's first process and its control groups. Dropped, the process is killed; the groups stay.
+#[derive(Debug)]
+pub struct Container {
+    /// The process.
+    pub process: Process,
+    /// Its groups, for its owner to remove.
+    pub groups: ContainerGroups,
 }
 
 impl Runtime {
@@ -64,7 +96,8 @@ impl Runtime {
     ///
     /// # Errors
     /// [`Error::Helper`] where the kernel is older than Linux 5.12 or the process may not make mounts.
-    pub fn start(program: Program) -> Result<Self> {
+    pub fn start(options: Options) -> Result<Self> {
+        let Options { program, hierarchies, parent_group } = options;
         let (keeper, orders) = mpsc::channel::<mpsc::Sender<io::Result<Arc<OwnedFd>>>>();
         let keep = move || {
             let mut current: Option<(Child, Arc<OwnedFd>)> = None;
@@ -87,43 +120,111 @@ impl Runtime {
         };
         let thread = std::thread::Builder::new().name("runtime".to_owned()).spawn(keep);
         thread.map_err(|source| Error::helper("start a thread for it", source))?;
-        let runtime =
-            Self { keeper, socket: Mutex::default(), running: Mutex::default(), filters: Mutex::default() };
-        runtime.connect(None)?;
-        Ok(runtime)
+        let inner = Inner {
+            spares: Spares::new(hierarchies.clone(), &parent_group),
+            hierarchies,
+            keeper,
+            socket: Mutex::default(),
+            running: Mutex::default(),
+            filters: Mutex::default(),
+        };
+        inner.connect(None)?;
+        Ok(Self { inner: Arc::new(inner), maker: Mutex::default() })
     }
 
-    /// Makes a container's process in `groups`, which are made already, and sets it on its way. Blocks, but not
-    /// until the process is what it is to be: [`Process::started`] tells.
-    pub fn run(&self, id: &str, spec: &oci::Spec, groups: &ContainerGroups, stdio: Stdio) -> Result<Process> {
-        let filter = spec.linux.seccomp.as_ref().map(|filter| self.filter(filter)).transpose()?;
+    /// Makes a container's control groups and its first process, and sets that on its way. Blocks, but not until the
+    /// process is what it is to be: [`Process::started`] tells.
+    pub fn run(&self, id: &str, spec: &oci::Spec, stdio: &Stdio) -> Result<Container> {
+        let inner = &self.inner;
+        let filter = spec.linux.seccomp.as_ref().map(|filter| inner.filter(filter)).transpose()?;
         let mut plan = Plan::new(id, spec, filter)?;
-        plan.cgroup_v1 = groups.v1_names();
         let flags = Namespaces::new(&spec.linux)?.clone_flags();
-        let process = self.make(flags, groups, None)?;
-        if plan.user_namespace {
-            process.map_ids(&spec.linux)?;
+        let resources = spec.linux.resources.clone().unwrap_or_default();
+        let path = spec.linux.cgroups_path.as_deref();
+        self.make_spares();
+        if let Some((process, groups)) = path.and_then(|path| inner.spares.take(flags, path, &resources)) {
+            plan.cgroup_v1 = groups.v1_names();
+            let plan = AnyPlan::Container(Box::new(plan));
+            match process.begin(&plan, spec, stdio) {
+                Ok(()) => return Ok(Container { process, groups }),
+                // Somebody has killed it while it waited; another one is made.
+                Err(error) => tracing::debug!(%error, "a spare process did not work"),
+            }
+            drop(process);
+            groups.remove();
+            return inner.run_new(flags, &resources, plan, spec, stdio);
         }
-        process.give(&Task::Run, &AnyPlan::Container(Box::new(plan)), stdio, None)?;
-        Ok(process)
+        inner.run_new(flags, &resources, AnyPlan::Container(Box::new(plan)), spec, stdio)
     }
 
-    /// Runs another process in the container whose first process is `container`, and which was made from `spec`.
+    /// Runs another process in a container that was made from `spec`.
     pub fn exec(
         &self,
-        container: &Process,
+        container: &Container,
         spec: &oci::Spec,
         process: &oci::Process,
-        groups: &ContainerGroups,
-        stdio: Stdio,
+        stdio: &Stdio,
     ) -> Result<Process> {
-        let filter = spec.linux.seccomp.as_ref().map(|filter| self.filter(filter)).transpose()?;
-        let plan = ProcessPlan::new(process, filter)?;
+        let filter = spec.linux.seccomp.as_ref().map(|filter| self.inner.filter(filter)).transpose()?;
+        let plan = AnyPlan::Process(Box::new(ProcessPlan::new(process, filter)?));
         let flags = Namespaces::new(&spec.linux)?.join_flags();
-        let made = self.make(0, groups, Some(container))?;
-        let task = Task::Join { flags };
-        made.give(&task, &AnyPlan::Process(Box::new(plan)), stdio, Some(container.pidfd.as_fd()))?;
+        let made = self.inner.make(0, &container.groups, Some(&container.process))?;
+        made.give(&Task::Join { flags }, &plan, stdio, Some(container.process.pidfd.as_fd()))?;
         Ok(made)
+    }
+
+    /// Ends the processes that wait for a container, and removes their control groups. Blocks.
+    pub fn close(&self) {
+        self.inner.spares.close();
+        let maker = self.maker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(maker) = maker {
+            let _ = maker.join();
+        }
+    }
+
+    fn make_spares(&self) {
+        let mut maker = self.maker.lock().unwrap_or_else(PoisonError::into_inner);
+        if maker.is_none() && !self.inner.hierarchies.v1.is_empty() {
+            match spares::start(&self.inner) {
+                Ok(started) => *maker = Some(started),
+                Err(error) => tracing::warn!(%error, "no thread for spare processes: steps take longer"),
+            }
+        }
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Inner {
+    fn run_new(
+        &self,
+        flags: u64,
+        resources: &oci::Resources,
+        mut plan: AnyPlan,
+        spec: &oci::Spec,
+        stdio: &Stdio,
+    ) -> Result<Container> {
+        let groups = ContainerGroups::new(&self.hierarchies, spec.linux.cgroups_path.as_deref());
+        if let AnyPlan::Container(plan) = &mut plan {
+            plan.cgroup_v1 = groups.v1_names();
+        }
+        let made = || {
+            groups.make(resources)?;
+            let process = self.make(flags, &groups, None)?;
+            process.begin(&plan, spec, stdio)?;
+            Ok(process)
+        };
+        match made() {
+            Ok(process) => Ok(Container { process, groups }),
+            Err(error) => {
+                groups.remove();
+                Err(error)
+            }
+        }
     }
 
     /// Makes a process that waits for what it is to do, in its control groups.
@@ -344,7 +445,15 @@ impl Process {
         }
     }
 
-    fn give(&self, task: &Task, plan: &AnyPlan, stdio: Stdio, also: Option<BorrowedFd<'_>>) -> Result<()> {
+    /// Sets it on its way to be a container's first process.
+    fn begin(&self, plan: &AnyPlan, spec: &oci::Spec, stdio: &Stdio) -> Result<()> {
+        if !spec.linux.uid_mappings.is_empty() {
+            self.map_ids(&spec.linux)?;
+        }
+        self.give(&Task::Run, plan, stdio, None)
+    }
+
+    fn give(&self, task: &Task, plan: &AnyPlan, stdio: &Stdio, also: Option<BorrowedFd<'_>>) -> Result<()> {
         let failed = |source| Error::helper("give a task to a process", source);
         let plan = wire::write_plan(plan).map_err(failed)?;
         let mut fds = vec![plan.as_fd(), stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];

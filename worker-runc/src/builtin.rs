@@ -4,9 +4,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use kiln_executor::spec::{Machine, cgroups_path};
 use kiln_executor::{ContainerId, Error, Exit, ProcessIo, Result, Started, WindowSize, oci};
-use kiln_runtime::cgroups::ContainerGroups;
-use kiln_runtime::{Process, Runtime, Stdio, Terminal, watch};
+use kiln_runtime::cgroups::{ContainerGroups, Hierarchies};
+use kiln_runtime::{Container, Process, Runtime, Stdio, Terminal, watch};
 use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 use tokio::io::Interest;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bundle::Bundle;
 use crate::executor::Inner;
+use crate::options::RuncOptions;
 use crate::pumps::{Pumps, TerminalIo};
 use crate::registry::{Running, State};
 use crate::run::{UNKNOWN, blocking};
@@ -29,9 +31,8 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// A container that runs.
 #[derive(Debug)]
 pub(crate) struct Builtin {
-    process: Arc<Process>,
+    container: Container,
     spec: oci::Spec,
-    groups: ContainerGroups,
 }
 
 /// A container that is about to run.
@@ -39,54 +40,69 @@ pub(crate) struct Made {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) id: ContainerId,
     pub(crate) bundle: Bundle,
-    pub(crate) groups: ContainerGroups,
+}
+
+/// What is left of a container, and how it ended.
+pub(crate) struct Ended {
+    pub(crate) bundle: Bundle,
+    pub(crate) groups: Option<ContainerGroups>,
+    pub(crate) outcome: Result<Exit>,
+}
+
+/// Starts the runtime. Blocks.
+pub(crate) fn open(options: &RuncOptions, hierarchies: &Hierarchies) -> Result<Runtime> {
+    let machine = Machine { cgroup_parent: options.cgroup_parent.clone(), ..Machine::default() };
+    let example = cgroups_path(&ContainerId::new("x")?, None, &machine);
+    let mut settings = kiln_runtime::Options::default();
+    settings.program = options.helper.clone();
+    settings.hierarchies = hierarchies.clone();
+    settings.parent_group = example.rsplit_once('/').map(|(parent, _)| parent.to_owned()).unwrap_or_default();
+    Runtime::start(settings).map_err(error)
 }
 
 impl Inner {
-    /// Runs a container until its end. The bundle comes back, whatever happens.
+    /// Runs a container until its end.
     pub(crate) async fn run_builtin(
         &self,
         made: Made,
         io: ProcessIo,
         started: Option<Started>,
         cancels: &[CancellationToken; 2],
-    ) -> Result<(Bundle, Result<Exit>)> {
-        let Made { runtime, id, bundle, groups } = made;
+    ) -> Result<Ended> {
+        let Made { runtime, id, bundle } = made;
+        let ended = |bundle, error| Ok(Ended { bundle, groups: None, outcome: Err(error) });
         if cancels.iter().any(CancellationToken::is_cancelled) || self.closing.is_cancelled() {
-            return Ok((bundle, Err(Error::Cancelled)));
+            return ended(bundle, Error::Cancelled);
         }
         let (streams, stdio) = match Streams::new(io, bundle.spec().process.terminal) {
             Ok(made) => made,
-            Err(error) => return Ok((bundle, Err(error))),
+            Err(error) => return ended(bundle, error),
         };
-        let (name, own) = (id.clone(), groups.clone());
+        let name = id.clone();
         let (bundle, launched) = blocking(move || {
-            let spec = bundle.spec();
-            let resources = spec.linux.resources.clone().unwrap_or_default();
-            let launched = own.make(&resources).and_then(|()| runtime.run(name.as_str(), spec, &own, stdio));
-            (bundle, launched.map_err(error))
+            let launched = runtime.run(name.as_str(), bundle.spec(), &stdio).map_err(error);
+            (bundle, launched)
         })
         .await?;
-        let process = match launched {
-            Ok(process) => Arc::new(process),
-            Err(error) => return Ok((bundle, Err(error))),
+        let container = match launched {
+            Ok(container) => Arc::new(Builtin { container, spec: bundle.spec().clone() }),
+            Err(error) => return ended(bundle, error),
         };
-        let spec = bundle.spec().clone();
         let has_started = || {
             if let Some(started) = started {
                 let _ = started.send(SystemTime::now());
             }
-            let container = Builtin { process: process.clone(), spec, groups: groups.clone() };
             let running = Running {
                 bundle: bundle.dir().to_owned(),
                 process: container.spec.process.clone(),
-                builtin: Some(Arc::new(container)),
+                builtin: Some(container.clone()),
             };
             self.registry.set(&id, State::Running(Box::new(running)));
         };
-        let outcome = self.follow(&process, streams, has_started, cancels).await;
+        let outcome = self.follow(&container.container.process, streams, has_started, cancels).await;
+        let groups = container.container.groups.clone();
         let oom = groups.oom_kills() > 0;
-        Ok((bundle, outcome.map(|code| Exit { code, oom })))
+        Ok(Ended { bundle, groups: Some(groups), outcome: outcome.map(|code| Exit { code, oom }) })
     }
 
     /// Runs another process in a container.
@@ -100,10 +116,10 @@ impl Inner {
     ) -> Result<Exit> {
         let (streams, stdio) = Streams::new(io, process.terminal)?;
         let launch = move || {
-            let Builtin { process: first, spec, groups } = &*container;
-            runtime.exec(first, spec, &process, groups, stdio)
+            let Builtin { container, spec } = &*container;
+            runtime.exec(container, spec, &process, &stdio)
         };
-        let process = Arc::new(blocking(launch).await?.map_err(error)?);
+        let process = blocking(launch).await?.map_err(error)?;
         let code = self.follow(&process, streams, || {}, cancels).await?;
         Ok(Exit { code, oom: false })
     }

@@ -65,11 +65,8 @@ impl RuncExecutor {
         // No container can have this name.
         let state = root.join("run-state");
         let runtime = match options.binary.as_deref() {
-            Some(BUILTIN) => {
-                let runtime = kiln_runtime::Runtime::start(options.helper.clone()).map_err(builtin::error)?;
-                Backend::Builtin(Arc::new(runtime))
-            }
-            binary => Backend::External(Runtime::find(binary, state.clone(), &hierarchies)?),
+            None | Some(BUILTIN) => Backend::Builtin(Arc::new(builtin::open(&options, &hierarchies)?)),
+            Some(binary) => Backend::External(Runtime::find(binary, state.clone(), &hierarchies)?),
         };
         let networks = Networks::new(options.network)?;
         leftovers::clean(&root, &state, &hierarchies)?;
@@ -114,6 +111,11 @@ impl RuncExecutor {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         self.inner.watcher.close().await;
+        if let Backend::Builtin(runtime) = &self.inner.runtime {
+            let runtime = runtime.clone();
+            // Failed, it has ended in a panic, and there is nothing left to wait for.
+            let _ = tokio::task::spawn_blocking(move || runtime.close()).await;
+        }
     }
 }
 

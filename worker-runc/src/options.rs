@@ -9,8 +9,7 @@ use kiln_runtime::Program;
 pub struct RuncOptions {
     /// The directory for bundles, state and shared files; made if missing. One executor at a time may use it.
     pub root: PathBuf,
-    /// The runtime: `builtin`, a name looked up in `PATH`, or a path. By default the first of `buildkit-runc`,
-    /// `runc` and `crun` that is there.
+    /// The runtime: `builtin`, which is the default, a name looked up in `PATH`, or a path.
     pub binary: Option<String>,
     /// The program that the built-in runtime starts as its helper.
     pub helper: Program,

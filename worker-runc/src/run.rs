@@ -76,17 +76,17 @@ impl Inner {
         let making = move || Bundle::make(&bundle_dir, request, network, &inner.etc, &inner.machine);
         let bundle = blocking(making).await??;
         let groups = ContainerGroups::new(&self.hierarchies, bundle.spec().linux.cgroups_path.as_deref());
-        let (bundle, outcome) = match &self.runtime {
+        let (bundle, groups, outcome) = match &self.runtime {
             Backend::Builtin(runtime) => {
-                let runtime = runtime.clone();
-                let made = builtin::Made { runtime, id: id.clone(), bundle, groups: groups.clone() };
-                self.run_builtin(made, io, started, &cancels).await?
+                let made = builtin::Made { runtime: runtime.clone(), id: id.clone(), bundle };
+                let ended = self.run_builtin(made, io, started, &cancels).await?;
+                (ended.bundle, ended.groups, ended.outcome)
             }
             Backend::External(runtime) => {
                 let container =
-                    Container { inner: self, runtime, id: &id, bundle: &bundle, groups: &groups, keeps };
+                    External { inner: self, runtime, id: &id, bundle: &bundle, groups: &groups, keeps };
                 let outcome = container.run(io, started, &cancels).await;
-                (bundle, outcome)
+                (bundle, Some(groups), outcome)
             }
         };
         // Nothing of the snapshots is mounted any more when the caller goes on; the rest can wait.
@@ -96,7 +96,9 @@ impl Inner {
             Backend::External(runtime) => Some(runtime.state_of(id.as_str())),
         };
         self.tasks.spawn_blocking(move || {
-            groups.remove();
+            if let Some(groups) = groups {
+                groups.remove();
+            }
             if let Some(state) = state {
                 remove_dir(&state);
             }
@@ -115,7 +117,7 @@ impl Inner {
     }
 }
 
-struct Container<'a> {
+struct External<'a> {
     inner: &'a Arc<Inner>,
     runtime: &'a Runtime,
     id: &'a ContainerId,
@@ -124,7 +126,7 @@ struct Container<'a> {
     keeps: bool,
 }
 
-impl Container<'_> {
+impl External<'_> {
     async fn run(
         &self,
         io: ProcessIo,

@@ -44,7 +44,7 @@ const LOOKS: &[Look] = &[
     ),
     (
         "groups v1",
-        "sed 's/^[0-9]*://; s/t[0-9]*step[0-9]*/ID/' /proc/self/cgroup; ls -l /sys/fs/cgroup | awk '{ print $1, $9 }'",
+        "sed 's/^[0-9]*://; s/t[0-9]*step[0-9]*/ID/; s/spare-.*/ID/' /proc/self/cgroup; ls -l /sys/fs/cgroup | awk '{ print $1, $9 }'",
     ),
     ("devices group", "sort /sys/fs/cgroup/devices/devices.list"),
     ("cpuset", "cat /sys/fs/cgroup/cpuset/cpuset.cpus /sys/fs/cgroup/cpuset/cpuset.mems"),
