@@ -12,6 +12,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::child::{Failed, Outcome, failed, text};
 use crate::plan::{Capabilities, ProcessPlan};
+use crate::rootfs;
 use crate::sys;
 use crate::wire::{self, Answer};
 
@@ -39,7 +40,7 @@ pub(crate) fn run(
         own_keyring(keyring)?;
     }
     rustix::process::setsid().map_err(failed("cannot make a session"))?;
-    streams(plan, stdio, socket)?;
+    streams(plan, keyring.is_some(), stdio, socket)?;
     labels(plan)?;
     if plan.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(failed("cannot set no_new_privs"))?;
@@ -88,10 +89,10 @@ fn own_keyring(name: &str) -> Outcome<()> {
 }
 
 /// Puts standard input, output and error in their places, as the user's own.
-fn streams(plan: &ProcessPlan, stdio: [OwnedFd; 3], socket: &OwnedFd) -> Outcome<()> {
+fn streams(plan: &ProcessPlan, first: bool, stdio: [OwnedFd; 3], socket: &OwnedFd) -> Outcome<()> {
     if plan.terminal {
         drop(stdio);
-        return terminal(plan, socket);
+        return terminal(plan, first, socket);
     }
     for (fd, to) in stdio.into_iter().zip(0..) {
         let what = "cannot set up the standard streams";
@@ -117,13 +118,18 @@ fn streams(plan: &ProcessPlan, stdio: [OwnedFd; 3], socket: &OwnedFd) -> Outcome
     Ok(())
 }
 
-/// Makes a terminal of the container, sends its other end to the daemon, and makes it the controlling one.
-fn terminal(plan: &ProcessPlan, socket: &OwnedFd) -> Outcome<()> {
+/// Makes a terminal of the container, sends its other end to the daemon, and makes it the controlling one. That of
+/// the first process is the console too.
+fn terminal(plan: &ProcessPlan, first: bool, socket: &OwnedFd) -> Outcome<()> {
     let what = "cannot make a terminal";
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let main = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).map_err(failed(what))?;
     let number = sys::terminal_number(main.as_fd()).map_err(failed(what))?;
-    let own = rustix::fs::open(format!("/dev/pts/{number}"), flags, Mode::empty()).map_err(failed(what))?;
+    let path = format!("/dev/pts/{number}");
+    let own = rustix::fs::open(&path, flags, Mode::empty()).map_err(failed(what))?;
+    if first {
+        rootfs::bind_file(Path::new(&path), Path::new("/dev/console"))?;
+    }
     let _ = rustix::fs::fchown(&own, Some(Uid::from_raw(plan.uid)), None);
     wire::send(socket, &Answer::Terminal, &[main.as_fd()]).map_err(failed(what))?;
     rustix::process::ioctl_tiocsctty(&own).map_err(failed(what))?;

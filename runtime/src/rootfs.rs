@@ -25,6 +25,9 @@ const READ_ONLY: u64 = 1;
 /// Makes the container's filesystem and moves in. Afterwards nothing of the host's can be reached by path.
 pub(crate) fn enter(plan: &Plan) -> Outcome<()> {
     rustix::process::umask(Mode::empty());
+    if plan.user_namespace {
+        become_root()?;
+    }
     if let Some(path) = &plan.join_network {
         let what = "cannot enter the network namespace";
         let namespace = std::fs::File::open(path).map_err(failed(what))?;
@@ -57,6 +60,15 @@ pub(crate) fn enter(plan: &Plan) -> Outcome<()> {
     let null = place.devices()?;
     place.pivot()?;
     finish(plan, null)
+}
+
+/// A new process in a user namespace is still the user outside, who is nobody inside and cannot own a file.
+fn become_root() -> Outcome<()> {
+    let what = "cannot become root of the user namespace";
+    let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
+    rustix::thread::set_thread_groups(&[]).map_err(failed(what))?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed(what))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed(what))
 }
 
 fn unshare(kind: UnshareFlags) -> Outcome<()> {
@@ -371,6 +383,16 @@ fn new_filesystem_with(
     let attributes = u32::try_from(attributes).map_err(|_| Failed(what.clone()))?;
     let attributes = MountAttrFlags::from_bits_retain(attributes);
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed(&what))
+}
+
+/// Shows one file of the container's at another place in it.
+pub(crate) fn bind_file(from: &Path, to: &Path) -> Outcome<()> {
+    let what = format!("cannot make `{}`", to.display());
+    let tree = clone_path(from, false).map_err(failed(&what))?;
+    let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::open(to, flags, Mode::from_raw_mode(0o666)).map_err(failed(&what))?;
+    let point = rustix::fs::open(to, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    attach_at(&tree, &point.map_err(failed(&what))?).map_err(failed(&what))
 }
 
 /// A copy of the mount at a path of the host's.

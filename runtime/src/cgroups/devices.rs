@@ -127,6 +127,7 @@ fn compile(rules: &[DeviceRule]) -> Result<Vec<Instruction>> {
     }
     for rule in all.iter().rev() {
         let checks = checks(rule)?;
+        let fits_always = checks.is_empty();
         let length = checks.len() + 2;
         for (at, (register, code, number)) in checks.into_iter().enumerate() {
             // Checks that do not jump prepare the next one.
@@ -139,6 +140,10 @@ fn compile(rules: &[DeviceRule]) -> Result<Vec<Instruction>> {
         }
         program.push(instruction(MOVE_NUMBER, ANSWER, 0, 0, i32::from(rule.allow)));
         program.push(instruction(EXIT, 0, 0, 0, 0));
+        if fits_always {
+            // The kernel takes no program with instructions that nothing leads to.
+            return Ok(program);
+        }
     }
     program.push(instruction(MOVE_NUMBER, ANSWER, 0, 0, 0));
     program.push(instruction(EXIT, 0, 0, 0, 0));
@@ -222,4 +227,65 @@ fn attach(program: &OwnedFd, group: &File) -> std::io::Result<()> {
         flags: ALLOW_MULTI,
     };
     sys::bpf(PROG_ATTACH, &mut attributes).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::cgroups::Hierarchies;
+
+    fn rule(
+        allow: bool,
+        kind: Option<&str>,
+        major: Option<i64>,
+        minor: Option<i64>,
+        access: &str,
+    ) -> DeviceRule {
+        DeviceRule { allow, kind: kind.map(str::to_owned), major, minor, access: access.to_owned() }
+    }
+
+    #[test]
+    fn what_is_not_known_is_named() {
+        for (rule, want) in [
+            (rule(true, Some("x"), None, None, "r"), "device kind \"x\" is not known"),
+            (rule(true, None, None, None, "rx"), "device access 'x' is not known"),
+            (rule(true, None, Some(1 << 40), None, "r"), "device number 1099511627776 is too large"),
+        ] {
+            assert_eq!(compile(&[rule]).unwrap_err().to_string(), want);
+        }
+    }
+
+    /// The kernel takes the program, and it decides as the rules say.
+    #[test]
+    fn rules_of_version_2_hold() {
+        let root = Hierarchies::detect().v2.filter(|_| rustix::process::geteuid().is_root());
+        let Some(root) = root else {
+            assert!(std::env::var_os("CI").is_none(), "on CI nothing is skipped");
+            println!("skipped: not root, or no control groups of version 2");
+            return;
+        };
+        let group = root.join(format!("kiln-test-devices-{}", std::process::id()));
+        std::fs::create_dir(&group).unwrap();
+        let rules = [
+            rule(false, None, None, None, "rwm"),
+            rule(true, Some("c"), Some(1), Some(3), "rwm"),
+            rule(true, Some("c"), Some(1), Some(5), "r"),
+            rule(true, Some("c"), Some(1), None, "w"),
+            rule(false, Some("c"), Some(1), Some(7), "w"),
+        ];
+        set_v2(&group, &rules).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let script = "echo 0 > \"$1/cgroup.procs\"; cd \"$2\"
+            try() { if ( eval \"$1\" ) 2> why; then echo \"$1: yes\"; else echo \"$1: no\"; fi; }
+            try ': < /dev/null'; try ': > /dev/null'; try ': < /dev/zero'; try ': > /dev/zero'
+            try ': < /dev/full'; try ': > /dev/full'; try 'mknod x b 8 0'; try ': < x'";
+        let mut command = Command::new("/bin/sh");
+        let output = command.args(["-c", script, "sh"]).arg(&group).arg(dir.path()).output();
+        std::fs::remove_dir(&group).unwrap();
+        let want = ": < /dev/null: yes\n: > /dev/null: yes\n: < /dev/zero: yes\n: > /dev/zero: yes\n\
+            : < /dev/full: no\n: > /dev/full: no\nmknod x b 8 0: yes\n: < x: no\n";
+        assert_eq!(String::from_utf8_lossy(&output.unwrap().stdout), want);
+    }
 }
