@@ -57,7 +57,12 @@ pub(crate) fn open(options: &RuncOptions, hierarchies: &Hierarchies) -> Result<R
     settings.program = options.helper.clone();
     settings.hierarchies = hierarchies.clone();
     settings.parent_group = example.rsplit_once('/').map(|(parent, _)| parent.to_owned()).unwrap_or_default();
-    Runtime::start(settings).map_err(error)
+    Runtime::start(settings).map_err(|cause| Error::InvalidSpec {
+        reason: format!(
+            "the built-in runtime does not work here (it needs Linux 5.12 and the right to mount): {}; choose another by `binary`",
+            chain(&cause)
+        ),
+    })
 }
 
 impl Inner {
@@ -250,14 +255,17 @@ pub(crate) fn error(error: kiln_runtime::Error) -> Error {
     match error {
         kiln_runtime::Error::Start { message } => Error::Start { runtime: BUILTIN.to_owned(), message },
         kiln_runtime::Error::Spec { reason } => Error::InvalidSpec { reason },
-        other => {
-            let mut message = other.to_string();
-            let mut source = std::error::Error::source(&other);
-            while let Some(cause) = source {
-                message.push_str(&format!(": {cause}"));
-                source = cause.source();
-            }
-            Error::Start { runtime: BUILTIN.to_owned(), message }
-        }
+        other => Error::Start { runtime: BUILTIN.to_owned(), message: chain(&other) },
     }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }

@@ -279,6 +279,43 @@ async fn of_spares_nothing_is_left() {
     remove_parents(dir.path());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mount_points_stay_inside() {
+    let Some(busybox) = support::ready("builtin") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let executor = open(dir.path());
+    let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
+    let outside = dir.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let link = |name: &str, target: &Path| {
+        std::os::unix::fs::symlink(target, dir.path().join("base").join(name)).unwrap();
+    };
+    link("absolute", &outside);
+    link("upwards", Path::new("../../../../../../../../../../tmp"));
+    link("in-proc", Path::new("/proc/sys"));
+    let script =
+        "for f in /absolute/x /upwards/y; do grep -c \" $(readlink -f $f) tmpfs\" /proc/mounts; done";
+    for applet in ["readlink"] {
+        link(&format!("bin/{applet}"), Path::new("busybox"));
+    }
+    let step = Step::shell(script)
+        .mount(StepMount::tmpfs("/absolute/x", 0))
+        .mount(StepMount::tmpfs("/upwards/y", 0));
+    let got = suite.run(step).await;
+    assert_eq!((got.exit.unwrap().code, got.stdout.as_str()), (0, "1\n1\n"));
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    assert!(!Path::new("/tmp/y").exists());
+    for dest in ["/proc/sys/kernel", "/in-proc/kernel", "/proc/self"] {
+        let error = suite.run(Step::shell("true").mount(StepMount::tmpfs(dest, 0))).await.exit.unwrap_err();
+        assert!(error.to_string().contains("because it is inside /proc"), "{dest}: {error}");
+    }
+    // Where the kernel's files are to be shown, a link is refused.
+    std::os::unix::fs::symlink("tmp", dir.path().join("base/sys")).unwrap();
+    let error = suite.run(Step::shell("true")).await.exit.unwrap_err().to_string();
+    assert!(error.contains("sysfs must be mounted on an ordinary directory"), "{error}");
+    executor.close().await;
+}
+
 async fn wait_for(mut condition: impl FnMut() -> bool) {
     let since = Instant::now();
     while !condition() {
