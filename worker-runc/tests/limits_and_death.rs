@@ -103,8 +103,7 @@ async fn victim() {
         let program = dir.join("base/setuid/sleep");
         std::fs::copy(&busybox, &program).unwrap();
         std::fs::set_permissions(&program, Permissions::from_mode(0o4755)).unwrap();
-        step =
-            Step::shell(&format!("PATH=/setuid; exec sleep {}", mark(dir))).with(|p| p.user = "app".into());
+        step = Step::shell(&format!("exec /setuid/sleep {}", mark(dir))).with(|p| p.user = "app".into());
     }
     let running = suite.run(step);
     let seen = async {
@@ -135,7 +134,7 @@ fn mark(dir: &Path) -> String {
 fn alive(mark: &str) -> bool {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines
-        .map(|line| String::from_utf8_lossy(&line).into_owned())
-        .any(|line| line.starts_with("sleep\0") && line.contains(mark))
+    lines.map(|line| String::from_utf8_lossy(&line).into_owned()).any(|line| {
+        line.split('\0').next().is_some_and(|name| name.ends_with("sleep")) && line.contains(mark)
+    })
 }
