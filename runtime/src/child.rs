@@ -14,6 +14,9 @@ use crate::{become_step, rootfs, sys};
 /// Where the process keeps its socket.
 const SOCKET: RawFd = 3;
 
+/// The longest reason for a failure, in characters.
+const MAX_REASON: usize = 2000;
+
 /// Why a process did not become what it was to be, for whoever wrote the step.
 #[derive(Debug)]
 pub(crate) struct Failed(pub(crate) String);
@@ -42,7 +45,8 @@ pub(crate) fn serve(socket: OwnedFd) -> ! {
     let socket = sys::inherited(SOCKET);
     let failed = match outcome.and_then(|()| work(&socket)) {
         Ok(()) => sys::exit_now(0),
-        Err(Failed(message)) => message,
+        // Names in it come from the step, and a message has a size.
+        Err(Failed(message)) => message.chars().take(MAX_REASON).collect(),
     };
     let _ = wire::send(&socket, &Answer::Failed { message: failed }, &[]);
     sys::exit_now(1)

@@ -29,6 +29,8 @@ pub fn is_helper() -> bool {
 pub fn run_helper() -> u8 {
     // The daemon's terminal is not for the helper, and neither are the daemon's signals.
     let _ = rustix::process::setsid();
+    // No filesystem is in use because the daemon was started in it.
+    let _ = rustix::process::chdir("/");
     let socket = sys::inherited(SOCKET);
     let outcome = SingleThreaded::check().and_then(|single| serve(&socket, single));
     u8::from(outcome.is_err())
