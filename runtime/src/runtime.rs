@@ -135,13 +135,19 @@ impl Runtime {
     /// Makes a container's control groups and its first process, and sets that on its way. Blocks, but not until the
     /// process is what it is to be: [`Process::started`] tells.
     pub fn run(&self, id: &str, spec: &oci::Spec, stdio: &Stdio) -> Result<Container> {
+        let container = self.launch(id, spec, stdio);
+        // Not before: what makes spares would keep the first container waiting.
+        self.make_spares();
+        container
+    }
+
+    fn launch(&self, id: &str, spec: &oci::Spec, stdio: &Stdio) -> Result<Container> {
         let inner = &self.inner;
         let filter = spec.linux.seccomp.as_ref().map(|filter| inner.filter(filter)).transpose()?;
         let mut plan = Plan::new(id, spec, filter)?;
         let flags = Namespaces::new(&spec.linux)?.clone_flags();
         let resources = spec.linux.resources.clone().unwrap_or_default();
         let path = spec.linux.cgroups_path.as_deref();
-        self.make_spares();
         if let Some((process, groups)) = path.and_then(|path| inner.spares.take(flags, path, &resources)) {
             plan.cgroup_v1 = groups.v1_names();
             let plan = AnyPlan::Container(Box::new(plan));
