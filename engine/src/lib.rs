@@ -21,6 +21,7 @@ mod lending;
 mod limits;
 pub mod load;
 mod ops;
+mod parallel;
 mod reference;
 mod resources;
 mod secrets;

@@ -22,6 +22,7 @@ use crate::keys::{self, OpKey};
 use crate::load::{self, LoadedGraph, LoadedVertex};
 use crate::ops::combine::{Combination, CombineOp};
 use crate::ops::keyed::{Action, KeyedOp};
+use crate::parallel;
 use crate::worker::Worker;
 
 /// Says in an index that there is no input.
@@ -34,8 +35,8 @@ pub(crate) fn graph(
     resolutions: &Arc<Resolutions>,
     depth: u32,
 ) -> Result<Graph> {
-    let vertices = loaded.vertices.iter().map(|v| vertex(worker, v, resolutions, depth));
-    let vertices = vertices.collect::<Result<Vec<_>>>()?;
+    let vertices = parallel::map(&loaded.vertices, |v| vertex(worker, v, resolutions, depth));
+    let vertices = vertices.into_iter().collect::<Result<Vec<_>>>()?;
     Graph::new(vertices).map_err(|e| Error::request(e.to_string()))
 }
 
@@ -128,8 +129,8 @@ fn action(
             resources: vertex.linux_resources.clone(),
             vertex: VertexDigest(vertex.digest.digest()),
         }),
-        Some(Kind::File(op)) => {
-            let files = file::Files { worker: worker.clone(), op: op.clone(), name: vertex.name.clone() };
+        Some(Kind::File(_)) => {
+            let files = file::Files { worker: worker.clone(), definition: vertex.op.clone() };
             Box::new(file::FileOp { files: Arc::new(files) })
         }
         Some(Kind::Merge(_)) => combine(Combination::Merge),
