@@ -85,7 +85,8 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-source",
         ],
     ),
-    ("kiln-worker-runc", &["kiln-executor", "kiln-rootdir", "kiln-snapshot"]),
+    ("kiln-runtime", &["kiln-executor", "kiln-rootdir"]),
+    ("kiln-worker-runc", &["kiln-executor", "kiln-rootdir", "kiln-runtime", "kiln-snapshot"]),
     (
         "kiln-control",
         &[
@@ -111,6 +112,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-frontend-dockerfile",
             "kiln-llb",
             "kiln-registry",
+            "kiln-runtime",
             "kiln-session",
             "kiln-snapshot",
             "kiln-solver",
