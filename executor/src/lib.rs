@@ -22,7 +22,7 @@ mod users;
 
 pub use crate::error::{Error, Result};
 pub use crate::etc_files::EtcFiles;
-pub use crate::network::{Network, NetworkLease, NetworkNamespace, Networks, WorkerNetwork};
+pub use crate::network::{Network, NetworkLease, NetworkNamespace, NetworkRequest, Networks};
 pub use crate::port::{ContainerId, Executor, Exit, Output, ProcessIo, Started, WindowSize};
 pub use crate::process::{
     DEFAULT_HOSTNAME, DEFAULT_PATH, LinuxResources, NetworkMode, ProcessSpec, SecurityMode, Ulimit,

@@ -13,6 +13,7 @@ mod child;
 mod error;
 mod helper;
 mod mount_plan;
+mod netns;
 mod plan;
 mod rootfs;
 mod runtime;
@@ -24,6 +25,7 @@ mod wire;
 
 pub use crate::error::{Error, Result};
 pub use crate::helper::{is_helper, run_helper};
+pub use crate::netns::make_network_namespace;
 pub use crate::runtime::{Container, Options, Process, Program, Runtime, Stdio, Terminal, watch};
 
 #[cfg(doctest)]

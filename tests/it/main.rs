@@ -12,6 +12,7 @@ mod kiln;
 mod lending;
 mod limits;
 mod llb;
+mod networks;
 mod reasons;
 mod registries;
 mod remote_cache;

@@ -3,7 +3,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kiln_executor::{ContainerId, Error, Exit, ProcessIo, Result, Started};
+use kiln_executor::{ContainerId, Error, Exit, NetworkRequest, ProcessIo, Result, SecurityMode, Started};
 use kiln_runtime::cgroups::ContainerGroups;
 use rustix::process::{Pid, Signal};
 use tokio::process::Child;
@@ -58,7 +58,14 @@ impl Inner {
         cancels: [CancellationToken; 2],
     ) -> Result<Exit> {
         let process = &request.process;
-        let lease = self.networks.lease(process.network, process.hostname.as_deref()).await?;
+        let wanted = NetworkRequest {
+            hostname: process.hostname.as_deref(),
+            privileged: process.security == SecurityMode::Insecure,
+        };
+        let lease = tokio::select! {
+            lease = self.networks.lease(process.network, wanted) => lease?,
+            () = self.cancelled(&cancels) => return Err(Error::Cancelled),
+        };
         let network = lease.namespace().clone();
         let id = request.id.clone();
         let dir = self.root.join(id.as_str());

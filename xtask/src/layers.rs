@@ -86,6 +86,7 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     ("kiln-runtime", &["kiln-executor", "kiln-rootdir"]),
+    ("kiln-cni", &["kiln-executor", "kiln-runtime"]),
     ("kiln-worker-runc", &["kiln-executor", "kiln-rootdir", "kiln-runtime", "kiln-snapshot"]),
     (
         "kiln-control",
@@ -104,6 +105,7 @@ const TABLE: &[(&str, &[&str])] = &[
         "buildkitd",
         &[
             "kiln-cache",
+            "kiln-cni",
             "kiln-content",
             "kiln-control",
             "kiln-engine",

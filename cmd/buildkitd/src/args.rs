@@ -82,7 +82,7 @@ pub(crate) struct Args {
     /// Platform of the worker (repeatable).
     #[arg(long)]
     pub(crate) oci_worker_platform: Vec<String>,
-    /// Network of steps: auto, bridge, cni or host.
+    /// Network of steps: auto, bridge, cni, host or none.
     #[arg(long)]
     pub(crate) oci_worker_net: Option<String>,
     /// CNI configuration file.
@@ -207,9 +207,6 @@ impl Args {
             (self.debugaddr.is_some(), "--debugaddr"),
             (self.oci_worker_selinux == Some(true), "--oci-worker-selinux"),
             (self.oci_worker_apparmor_profile.is_some(), "--oci-worker-apparmor-profile"),
-            (self.oci_cni_config_path.is_some(), "--oci-cni-config-path"),
-            (self.oci_cni_binary_dir.is_some(), "--oci-cni-binary-dir"),
-            (self.oci_cni_pool_size.is_some(), "--oci-cni-pool-size"),
             (c.containerd_worker_addr.is_some(), "--containerd-worker-addr"),
             (c.containerd_worker_namespace.is_some(), "--containerd-worker-namespace"),
             (c.containerd_worker_runtime.is_some(), "--containerd-worker-runtime"),

@@ -10,7 +10,7 @@ use kiln_cache::{CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions};
 use kiln_content::LocalStore;
 use kiln_control::{Control, ControlOptions, Version};
 use kiln_engine::{BuildLimits, Engine, Worker};
-use kiln_executor::{DnsConfig, WorkerNetwork};
+use kiln_executor::DnsConfig;
 use kiln_frontend::Frontend;
 use kiln_frontend_dockerfile::DockerfileFrontend;
 use kiln_llb::pb;
@@ -26,8 +26,9 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::listen::{self, Listener, Socket};
+use crate::networks::networks;
 use crate::notify::notify;
-use crate::settings::{NetworkMode, Settings};
+use crate::settings::Settings;
 use crate::{PACKAGE, VERSION, config, signals};
 
 /// Version of the Dockerfile language that the built-in frontend speaks.
@@ -142,16 +143,17 @@ impl Parts {
 async fn open_executor(settings: &Settings, state: &Path) -> Result<RuncExecutor> {
     let mut options = RuncOptions::new(state.join("executor"));
     options.binary.clone_from(&settings.runtime);
-    options.network = match settings.network {
-        NetworkMode::Auto => WorkerNetwork::Auto,
-        NetworkMode::Host => WorkerNetwork::Host,
-    };
     options.cgroup_parent.clone_from(&settings.cgroup_parent);
     let dns = settings.dns.clone().unwrap_or_default();
     options.dns =
         DnsConfig { nameservers: dns.nameservers, options: dns.options, search_domains: dns.search_domains };
+    let (network, state) = (settings.network.clone(), state.join("net").join("cni"));
     // Looks for leftovers of a killed daemon, which may mean unmounting.
-    tokio::task::spawn_blocking(move || RuncExecutor::open(options)).await?.context("no worker found")
+    let opening = move || {
+        options.networks = networks(network, state)?;
+        RuncExecutor::open(options).context("no worker found")
+    };
+    tokio::task::spawn_blocking(opening).await?
 }
 
 fn frontends(settings: &Settings) -> BTreeMap<String, Arc<dyn Frontend>> {

@@ -267,11 +267,11 @@ impl File {
         for (name, worker) in [("oci", &self.worker.oci), ("containerd", &self.worker.containerd)] {
             let key = |key: &str| format!("worker.{name}.{key}");
             note(worker.proxy_snapshotter_path.is_some(), &key("proxySnapshotterPath"));
-            note(worker.cni_config_path.is_some(), &key("cniConfigPath"));
-            note(worker.cni_binary_path.is_some(), &key("cniBinaryPath"));
-            note(worker.cni_pool_size.is_some(), &key("cniPoolSize"));
-            note(worker.bridge_name.is_some(), &key("bridgeName"));
-            note(worker.bridge_subnet.is_some(), &key("bridgeSubnet"));
+            note(name != "oci" && worker.cni_config_path.is_some(), &key("cniConfigPath"));
+            note(name != "oci" && worker.cni_binary_path.is_some(), &key("cniBinaryPath"));
+            note(name != "oci" && worker.cni_pool_size.is_some(), &key("cniPoolSize"));
+            note(name != "oci" && worker.bridge_name.is_some(), &key("bridgeName"));
+            note(name != "oci" && worker.bridge_subnet.is_some(), &key("bridgeSubnet"));
             note(worker.apparmor_profile.is_some(), &key("apparmor-profile"));
             note(worker.selinux == Some(true), &key("selinux"));
             note(worker.user_remap.is_some(), &key("userRemapUnsupported"));

@@ -6,6 +6,7 @@ mod compose;
 mod config;
 mod listen;
 mod logging;
+mod networks;
 mod notify;
 mod settings;
 mod signals;

@@ -10,12 +10,20 @@ use crate::args::Args;
 use crate::config::{Dns, File, GcPolicy, Kiln, Registry, Worker};
 use crate::units::{ConfigDuration, DiskSpace};
 
-/// Environment variable read by the daemon itself besides those that flags name.
+/// Environment variables read by the daemon itself besides those that flags name.
 pub(crate) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// Makes the daemon's own bridge what the network mode `auto` means.
+pub(crate) const BRIDGE_AUTO: &str = "BUILDKIT_NETWORK_BRIDGE_AUTO";
 const DEFAULT_CONFIG: &str = "/etc/buildkit/buildkitd.toml";
 const DEFAULT_ROOT: &str = "/var/lib/buildkit";
 const DEFAULT_ADDRESS: &str = "unix:///run/buildkit/buildkitd.sock";
 const DEFAULT_REGISTRY_CONCURRENCY: usize = 4;
+const DEFAULT_CNI_CONFIG: &str = "/etc/buildkit/cni.json";
+const DEFAULT_BRIDGE_NAME: &str = "buildkit0";
+const DEFAULT_BRIDGE_SUBNET: &str = "10.10.0.0/16";
+/// One namespace ready keeps the first step from waiting; the others come back from steps.
+const DEFAULT_CNI_POOL: usize = 1;
+const MAX_CNI_POOL: usize = 1024;
 const MEGABYTE: i64 = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +36,21 @@ pub(crate) enum LogFormat {
 pub(crate) enum NetworkMode {
     Auto,
     Host,
+    None,
+    Cni,
+    Bridge,
+}
+
+/// How steps get their network.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) mode: NetworkMode,
+    pub(crate) cni_config: PathBuf,
+    /// Where plugins are; where distributions put them if it is not given.
+    pub(crate) cni_binaries: Option<PathBuf>,
+    pub(crate) ready: usize,
+    pub(crate) bridge_name: String,
+    pub(crate) bridge_subnet: String,
 }
 
 /// Everything the composition in `main` needs, checked.
@@ -43,7 +66,7 @@ pub(crate) struct Settings {
     pub(crate) entitlements: Vec<String>,
     pub(crate) worker_labels: BTreeMap<String, String>,
     pub(crate) platforms: Vec<String>,
-    pub(crate) network: NetworkMode,
+    pub(crate) network: Network,
     pub(crate) runtime: Option<String>,
     pub(crate) cgroup_parent: Option<String>,
     pub(crate) max_parallelism: Option<usize>,
@@ -136,14 +159,6 @@ impl Settings {
         } else {
             args.oci_worker_platform.clone()
         };
-        let network = match args.oci_worker_net.as_deref().or(oci.network_mode.as_deref()).unwrap_or("auto") {
-            "auto" => NetworkMode::Auto,
-            "host" => NetworkMode::Host,
-            mode @ ("bridge" | "cni") => {
-                bail!("network mode `{mode}` is not supported yet: use `auto` or `host`")
-            }
-            other => bail!("invalid network mode: {other:?}"),
-        };
         let max_parallelism = args
             .oci_max_parallelism
             .or(oci.max_parallelism)
@@ -169,7 +184,7 @@ impl Settings {
             entitlements,
             worker_labels,
             platforms,
-            network,
+            network: network(args, &oci)?,
             runtime: args.oci_worker_binary.clone().or(oci.binary.clone()),
             cgroup_parent: oci.default_cgroup_parent.clone(),
             max_parallelism,
@@ -185,6 +200,36 @@ impl Settings {
             without_effect,
         })
     }
+}
+
+fn network(args: &Args, oci: &Worker) -> Result<Network> {
+    let mode = match args.oci_worker_net.as_deref().or(oci.network_mode.as_deref()).unwrap_or("auto") {
+        "" | "auto" => NetworkMode::Auto,
+        "host" => NetworkMode::Host,
+        "none" => NetworkMode::None,
+        "cni" => NetworkMode::Cni,
+        "bridge" => NetworkMode::Bridge,
+        other => bail!("invalid network mode: {other:?}"),
+    };
+    let ready = match args.oci_cni_pool_size.or(oci.cni_pool_size) {
+        None => DEFAULT_CNI_POOL,
+        Some(size) => usize::try_from(size)
+            .ok()
+            .filter(|size| *size <= MAX_CNI_POOL)
+            .with_context(|| format!("cniPoolSize {size} is not from 0 to {MAX_CNI_POOL}"))?,
+    };
+    let given = |flag: &Option<PathBuf>, key: &Option<PathBuf>| {
+        flag.clone().or(key.clone()).filter(|path| !path.as_os_str().is_empty())
+    };
+    Ok(Network {
+        mode,
+        cni_config: given(&args.oci_cni_config_path, &oci.cni_config_path)
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_CNI_CONFIG)),
+        cni_binaries: given(&args.oci_cni_binary_dir, &oci.cni_binary_path),
+        ready,
+        bridge_name: oci.bridge_name.clone().unwrap_or_else(|| DEFAULT_BRIDGE_NAME.to_owned()),
+        bridge_subnet: oci.bridge_subnet.clone().unwrap_or_else(|| DEFAULT_BRIDGE_SUBNET.to_owned()),
+    })
 }
 
 /// What would change a build's meaning if it were ignored is refused by name.
@@ -365,6 +410,7 @@ mod tests {
             ("d --allow-insecure-entitlement root", "", "invalid entitlement : root"),
             ("d --oci-worker-snapshotter zfs", "", "unknown snapshotter name: \"zfs\""),
             ("d --oci-worker-net mesh", "", "invalid network mode: \"mesh\""),
+            ("d --oci-cni-pool-size -1", "", "cniPoolSize -1 is not from 0 to 1024"),
             ("d --oci-worker=false", "", "no worker found"),
             ("d --containerd-worker=true", "", "not supported yet"),
             ("d --oci-worker-gc-keepstorage 1,x", "", "failed to parse free storage"),
