@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod counters;
 mod error;
 mod namespaces;
 mod network;

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use kiln_executor::samples::NetStat;
 use kiln_executor::{Network, NetworkLease, NetworkNamespace, NetworkRequest};
 use rand::Rng as _;
 use rand::distr::Alphanumeric;
@@ -12,6 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::config::NetworkList;
+use crate::counters;
 use crate::error::{Error, Result};
 use crate::namespaces::Namespaces;
 use crate::plugins::{Attachment, Plugins};
@@ -64,6 +66,8 @@ struct Connected {
     id: String,
     record: Record,
     namespace: NetworkNamespace,
+    /// What it had counted when nobody used it last.
+    before: Option<NetStat>,
 }
 
 impl CniNetwork {
@@ -154,7 +158,8 @@ impl Inner {
             rand::rng().sample_iter(Alphanumeric).take(ID_LENGTH).map(|byte| char::from(byte)).collect();
         let path = self.records.namespace(&id);
         let record = Record { list: self.list.clone(), hostname, result: None };
-        let mut connected = Connected { id, record, namespace: NetworkNamespace::At(path.clone()) };
+        let mut connected =
+            Connected { id, record, namespace: NetworkNamespace::At(path.clone()), before: None };
         let made = self
             .blocking({
                 let (path, id, record) = (path.clone(), connected.id.clone(), connected.record.clone());
@@ -178,9 +183,16 @@ impl Inner {
             }
         }
         let (id, record) = (connected.id.clone(), connected.record.clone());
-        if let Err(error) = self.blocking(move |inner| inner.records.write(&id, &record)).await {
-            self.disconnect(&connected.id, &connected.record, Left::Nothing).await;
-            return Err(error);
+        let written = self.blocking(move |inner| {
+            inner.records.write(&id, &record)?;
+            Ok(counters::read(&record))
+        });
+        match written.await {
+            Ok(counted) => connected.before = counted,
+            Err(error) => {
+                self.disconnect(&connected.id, &connected.record, Left::Nothing).await;
+                return Err(error);
+            }
         }
         Ok(connected)
     }
@@ -310,11 +322,17 @@ impl NetworkLease for Lease {
     fn namespace(&self) -> &NetworkNamespace {
         self.connected.as_ref().map_or(&NetworkNamespace::Empty, |connected| &connected.namespace)
     }
+
+    fn usage(&self) -> Option<NetStat> {
+        let connected = self.connected.as_ref()?;
+        let now = counters::read(&connected.record)?;
+        Some(counters::difference(&now, connected.before.as_ref()?))
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(connected) = self.connected.take() else { return };
+        let Some(mut connected) = self.connected.take() else { return };
         let mut pool = self.inner.pool();
         // Looked at under the lock: what comes into the pool before it is drained is drained.
         if !self.again || self.inner.closing.is_cancelled() {
@@ -322,6 +340,8 @@ impl Drop for Lease {
             self.inner.dispose(connected);
             return;
         }
+        // A few small files of the kernel's, at the end of a step.
+        connected.before = counters::read(&connected.record);
         pool.put(connected, Instant::now());
         drop(pool);
         self.inner.changed.notify_one();

@@ -60,6 +60,12 @@ async fn inside() {
         assert!(shown.contains("eth0@") && shown.contains(" 10.213.0."), "{shown}");
         assert!(run_in(&**lease, &["ip", "route"]).contains("default via 10.213.0.1 dev eth0"));
     }
+    run_in(&*one, &["busybox", "ping", "-c", "1", "-W", "9", "10.213.0.1"]);
+    let (used, idle) = (one.usage().unwrap(), two.usage().unwrap());
+    assert!(
+        used.tx_bytes >= 84 && used.rx_bytes >= 84 && used.rx_packets > idle.rx_packets,
+        "{used:?} {idle:?}"
+    );
     assert_eq!(addresses().len(), 3, "two in use, one ready");
     // Killed, it gives nothing back; the next one does.
     let before = addresses();

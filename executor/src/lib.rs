@@ -12,6 +12,7 @@ pub mod oci;
 mod port;
 mod process;
 mod resolv_conf;
+pub mod samples;
 mod seccomp;
 pub mod spec;
 mod step_mount;

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::process::NetworkMode;
+use crate::samples::NetStat;
 
 /// Which network namespace a process runs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +53,11 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
 pub trait NetworkLease: fmt::Debug + Send + Sync {
     /// Which one.
     fn namespace(&self) -> &NetworkNamespace;
+
+    /// What has gone through it since it was taken, where that is counted. Blocks.
+    fn usage(&self) -> Option<NetStat> {
+        None
+    }
 }
 
 /// The networks of a worker, one for each mode an op can ask for.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 
 use kiln_executor::oci;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
@@ -265,6 +266,10 @@ impl Inner {
                 continue;
             }
             drop(other);
+            if !answered(&own, &helper) {
+                broken = Some(helper);
+                continue;
+            }
             match wire::receive::<Made>(&own) {
                 Ok(Some((Made::Process { pid }, fds))) => return self.adopt(pid, fds, own),
                 Ok(Some((Made::Refused { message }, _))) => return Err(Error::Start { message }),
@@ -325,6 +330,23 @@ impl Inner {
         }
         filters.push_back((filter.clone(), compiled.clone()));
         Ok(compiled)
+    }
+}
+
+/// Waits for an answer; whether there is one, or nobody left who could give it. A helper that dies between making a
+/// process and saying so leaves the process holding the other end: it ends when this end is closed.
+fn answered(own: &OwnedFd, helper: &OwnedFd) -> bool {
+    loop {
+        let mut waits = [PollFd::new(own, PollFlags::IN), PollFd::new(helper, PollFlags::empty())];
+        match poll(&mut waits, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return true,
+            Ok(_) => {}
+        }
+        let [own, helper] = waits.map(|wait| !wait.revents().is_empty());
+        if own || helper {
+            return own;
+        }
     }
 }
 

@@ -143,7 +143,8 @@ fn client() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("KILN_BIN_DIR") {
         return Ok(PathBuf::from(dir).join("measure"));
     }
-    shell::run("cargo", &["build", "--release", "--workspace", "--example", "measure"])?;
+    let examples = ["--example", "measure", "--example", "bare_step"];
+    shell::run("cargo", &[&["build", "--release", "--workspace"][..], &examples].concat())?;
     Ok("target/release/examples/measure".into())
 }
 

@@ -171,6 +171,19 @@ impl ExecOp {
             kiln_executor::Error::Cancelled => OpError::cancelled(),
             error => OpError::failed(error),
         })?;
+        if let Some(used) = exit.samples.last() {
+            let (cpu, memory, network) =
+                (used.cpu_stat.as_ref(), used.memory_stat.as_ref(), used.net_stat.as_ref());
+            tracing::debug!(
+                container = %id,
+                code = exit.code,
+                cpu_nanos = cpu.and_then(|cpu| cpu.usage_nanos),
+                peak_bytes = memory.and_then(|memory| memory.peak),
+                received_bytes = network.map(|network| network.rx_bytes),
+                sent_bytes = network.map(|network| network.tx_bytes),
+                "process ended"
+            );
+        }
         let valid = &self.op.meta.as_ref().map(|m| m.valid_exit_codes.clone()).unwrap_or_default();
         let good = if valid.is_empty() { exit.code == 0 } else { valid.contains(&exit.code) };
         if good {
