@@ -154,8 +154,7 @@ impl Inner {
             return Err(Error::Hostname { hostname: hostname.clone() });
         }
         let _permit = self.gate.acquire().await.map_err(|_| Error::Closed)?;
-        let id: String =
-            rand::rng().sample_iter(Alphanumeric).take(ID_LENGTH).map(|byte| char::from(byte)).collect();
+        let id: String = rand::rng().sample_iter(Alphanumeric).take(ID_LENGTH).map(char::from).collect();
         let path = self.records.namespace(&id);
         let record = Record { list: self.list.clone(), hostname, result: None };
         let mut connected =

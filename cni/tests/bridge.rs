@@ -5,15 +5,16 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kiln_cni::{CniNetwork, CniOptions, KernelNamespaces, NetworkList, Plugins};
 use kiln_executor::{Network, NetworkLease, NetworkNamespace, NetworkRequest};
 
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Set in the process that is inside.
 const INSIDE: &str = "KILN_TEST_INSIDE";
 
 #[test]
-#[expect(clippy::print_stdout, reason = "a skip is to be seen")]
 fn the_bridge_connects() {
     let missing = [
         ("root", is_root()),
@@ -66,19 +67,24 @@ async fn inside() {
         used.tx_bytes >= 84 && used.rx_bytes >= 84 && used.rx_packets > idle.rx_packets,
         "{used:?} {idle:?}"
     );
-    assert_eq!(addresses().len(), 3, "two in use, one ready");
+    // Two in use, and one that is made ready beside the test.
+    wait_for(|| addresses().len() == 3).await;
     // Killed, it gives nothing back; the next one does.
-    let before = addresses();
     std::mem::forget((one, two, network));
     let network = CniNetwork::open(CniOptions { ready: 0, ..options() }, Arc::new(KernelNamespaces)).unwrap();
-    while !addresses().is_empty() {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(before.len(), 3);
+    wait_for(|| addresses().is_empty()).await;
     network.close().await;
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(dir.path().to_str().unwrap()), "{mounts}");
+}
+
+async fn wait_for(mut condition: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !condition() {
+        assert!(since.elapsed() < PATIENCE, "it does not come: {:?}", addresses());
+        tokio::task::yield_now().await;
+    }
 }
 
 fn run_in(lease: &dyn NetworkLease, command: &[&str]) -> String {

@@ -5,6 +5,8 @@
 //! nothing of LLB and starts no process.
 #![forbid(unsafe_code)]
 
+mod devices;
+pub mod emulation;
 mod error;
 mod etc_files;
 mod network;
@@ -21,6 +23,7 @@ mod stubs;
 pub mod testing;
 mod users;
 
+pub use crate::devices::{Device, DeviceEdits, DeviceNode, Devices, NoDevices, requested};
 pub use crate::error::{Error, Result};
 pub use crate::etc_files::EtcFiles;
 pub use crate::network::{Network, NetworkLease, NetworkNamespace, NetworkRequest, Networks};

@@ -109,7 +109,7 @@ impl Inner {
             self.registry.set(&id, State::Running(Box::new(running)));
         };
         let groups = container.container.groups.clone();
-        let recorder = Some(Recorder::start(groups.clone(), network));
+        let recorder = Some(Recorder::start(&self.tasks, groups.clone(), network));
         let outcome = self.follow(&container.container.process, streams, has_started, cancels).await;
         let oom = groups.oom_kills() > 0;
         let outcome = outcome.map(|code| Exit { code, oom, samples: Samples::default() });

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kiln_executor::NetworkLease;
 use kiln_executor::samples::{Recording, Sample, Samples};
 use kiln_runtime::cgroups::ContainerGroups;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// Takes samples until it is told to finish, or dropped.
 #[derive(Debug)]
@@ -22,10 +22,14 @@ struct Source {
 }
 
 impl Recorder {
-    pub(crate) fn start(groups: ContainerGroups, network: Arc<dyn NetworkLease>) -> Self {
+    pub(crate) fn start(
+        tasks: &TaskTracker,
+        groups: ContainerGroups,
+        network: Arc<dyn NetworkLease>,
+    ) -> Self {
         let source = Arc::new(Source { groups, network });
         let recording = Arc::new(Mutex::new(Recording::default()));
-        let looking = tokio::spawn(look(source.clone(), recording.clone()));
+        let looking = tasks.spawn(look(source.clone(), recording.clone()));
         Self { source, recording, _looking: AbortOnDropHandle::new(looking) }
     }
 

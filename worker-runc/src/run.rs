@@ -98,7 +98,7 @@ impl Inner {
             Backend::External(runtime) => {
                 let container =
                     External { inner: self, runtime, id: &id, bundle: &bundle, groups: &groups, keeps };
-                let recorder = Recorder::start(groups.clone(), lease.clone());
+                let recorder = Recorder::start(&self.tasks, groups.clone(), lease.clone());
                 let outcome = container.run(io, started, &cancels).await;
                 (bundle, Some(groups), Some(recorder), outcome)
             }

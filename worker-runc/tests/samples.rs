@@ -1,5 +1,4 @@
 //! What steps are said to use. Needs root.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod support;
 

@@ -86,6 +86,7 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     ("kiln-runtime", &["kiln-executor", "kiln-rootdir"]),
+    ("kiln-cdi", &["kiln-executor"]),
     ("kiln-cni", &["kiln-executor", "kiln-runtime"]),
     ("kiln-worker-runc", &["kiln-executor", "kiln-rootdir", "kiln-runtime", "kiln-snapshot"]),
     (
@@ -105,6 +106,7 @@ const TABLE: &[(&str, &[&str])] = &[
         "buildkitd",
         &[
             "kiln-cache",
+            "kiln-cdi",
             "kiln-cni",
             "kiln-content",
             "kiln-control",

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("gzip", "gzip"),
     ("zstd", "zstd"),
     ("ip", "iproute2"),
+    ("newuidmap", "uidmap"),
     ("iptables", "iptables"),
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
 ];

@@ -201,8 +201,6 @@ impl Args {
         let table: &[(bool, &'static str)] = &[
             (self.proxy_network == Some(true), "--proxy-network"),
             (self.otel_socket_path.is_some(), "--otel-socket-path"),
-            (self.cdi_disabled == Some(false), "--cdi-disabled=false"),
-            (!self.cdi_spec_dir.is_empty(), "--cdi-spec-dir"),
             (self.save_cache_debug == Some(true), "--save-cache-debug"),
             (self.debugaddr.is_some(), "--debugaddr"),
             (self.oci_worker_selinux == Some(true), "--oci-worker-selinux"),

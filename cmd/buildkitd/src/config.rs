@@ -258,9 +258,6 @@ impl File {
         note(self.grpc.debug_address.is_some(), "grpc.debugAddress");
         note(self.grpc.security_descriptor.is_some(), "grpc.securityDescriptor");
         note(self.otel.socket_path.is_some(), "otel.socketPath");
-        note(self.cdi.disabled == Some(false), "cdi.disabled");
-        note(!self.cdi.spec_dirs.is_empty(), "cdi.specDirs");
-        note(!self.cdi.auto_allowed.is_empty(), "cdi.autoAllowed");
         note(self.history.is_some(), "history");
         note(self.cache.is_some(), "cache");
         note(self.system.platforms_cache_max_age.is_some(), "system.platformsCacheMaxAge");

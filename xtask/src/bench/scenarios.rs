@@ -164,7 +164,11 @@ pub(super) const GROUPS: &[Group] = &[
         peer: Peer::LeftOut("it has no such helper"),
         prepare: Lab::make_chain,
         setup: |stage| stage.build("chain", &[]).map(drop),
-        steps: &[Step { name: "helper-memory", unit: Unit::Mebibytes, measure: |stage| stage.helper_memory() }],
+        steps: &[Step {
+            name: "helper-memory",
+            unit: Unit::Mebibytes,
+            measure: |stage| stage.helper_memory(),
+        }],
     },
     Group {
         peer: Peer::LeftOut("its executor is not to be had without its daemon"),

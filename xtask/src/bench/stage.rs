@@ -133,7 +133,8 @@ impl<'a> Stage<'a> {
         let is_helper = |pid: &u32| {
             fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(HELPER.as_bytes()))
         };
-        let largest = children(daemon).into_iter().filter(is_helper).map(|pid| status_kib(pid, "VmRSS:")).max();
+        let largest =
+            children(daemon).into_iter().filter(is_helper).map(|pid| status_kib(pid, "VmRSS:")).max();
         Ok(largest.context("the daemon has no helper")? as f64 / 1024.0)
     }
 
