@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 
 use kiln_executor::oci;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
@@ -339,7 +340,7 @@ fn answered(own: &OwnedFd, helper: &OwnedFd) -> bool {
     loop {
         let mut waits = [PollFd::new(own, PollFlags::IN), PollFd::new(helper, PollFlags::empty())];
         match poll(&mut waits, None) {
-            Err(rustix::io::Errno::INTR) => continue,
+            Err(Errno::INTR) => continue,
             Err(_) => return true,
             Ok(_) => {}
         }
@@ -359,7 +360,18 @@ fn spawn(program: &Program) -> io::Result<(Child, Arc<OwnedFd>)> {
         Program::At(path) => path.clone(),
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(rustix::fs::CWD, &path, flags)?;
+    let tree = match (open_tree(rustix::fs::CWD, &path, flags), program) {
+        // A process that has moved into a mount namespace was started from a mount of another one.
+        (Err(Errno::INVAL), Program::Own) => {
+            let tree = open_tree(rustix::fs::CWD, std::fs::read_link(&path)?, flags)?;
+            let (own, found) = (rustix::fs::stat(&path)?, rustix::fs::fstat(&tree)?);
+            if (own.st_dev, own.st_ino) != (found.st_dev, found.st_ino) {
+                return Err(io::Error::other("another program is in the place of this one"));
+            }
+            tree
+        }
+        (tree, _) => tree?,
+    };
     sys::mount_setattr(tree.as_fd(), false, READ_ONLY, 0, libc::MS_PRIVATE)?;
     let (own, other) = wire::pair()?;
     let mut command = Command::new(format!("/proc/self/fd/{}", tree.as_raw_fd()));

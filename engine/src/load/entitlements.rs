@@ -24,7 +24,7 @@ pub struct GrantedEntitlements {
     registry: Arc<dyn Devices>,
 }
 
-/// `device=<name>[,alias=<requested name>]`.
+/// `device=[name=]<name>[,alias=<requested name>]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct DeviceGrant {
     name: String,
@@ -112,21 +112,22 @@ impl GrantedEntitlements {
 }
 
 impl DeviceGrant {
+    /// Fields by commas: `name=` and `alias=`, or a name alone as the first, if it has no `=`.
     fn parse(text: &str) -> Result<Self, String> {
-        let mut fields = text.split(',');
-        let name = fields.next().unwrap_or_default().to_owned();
-        if name.is_empty() {
-            return Err(format!("invalid device config {text:?}"));
-        }
-        let mut grant = Self { name, alias: None };
-        for field in fields {
+        let mut grant = Self { name: String::new(), alias: None };
+        for (position, field) in text.split(',').enumerate() {
             match field.split_once('=') {
+                None if position == 0 => grant.name = field.to_owned(),
+                Some(("name", name)) => grant.name = name.to_owned(),
                 Some(("alias", alias)) if !alias.is_empty() => grant.alias = Some(alias.to_owned()),
                 Some((key, _)) if key != "alias" => return Err(format!("unknown device config key {key:?}")),
                 _ => return Err(format!("invalid device config {text:?}")),
             }
         }
-        Ok(grant)
+        match grant.name.is_empty() {
+            true => Err(format!("invalid device config {text:?}")),
+            false => Ok(grant),
+        }
     }
 }
 
@@ -191,12 +192,14 @@ mod tests {
             &[("v/held=*", false)],
             "devices v/held=a, v/held=b are requested by the build but not allowed",
         );
-        check(&["device=v/held=a"], &[("v/held", false), ("v/free", false)], "v/held=a v/free=a");
-        check(&["device=v/held=*"], &[("v/held=*", false)], "v/held=a v/held=b");
-        check(&["device=v/held=b,alias=gpu"], &[("v/free", false), ("gpu", false)], "v/held=b v/free=a");
+        check(&["device=name=v/held=a"], &[("v/held", false), ("v/free", false)], "v/held=a v/free=a");
+        check(&["device=name=v/held=*"], &[("v/held=*", false)], "v/held=a v/held=b");
+        check(&["device=name=v/held=b,alias=gpu"], &[("v/free", false), ("gpu", false)], "v/held=b v/free=a");
         check(&["device"], &[("v/held", false), ("v/none", false)], "v/held v/none");
         check(&["device="], &[], "invalid device config \"\"");
-        check(&["device=v/held=a,as=x"], &[], "unknown device config key \"as\"");
-        check(&["device=v/held=a,alias="], &[], "invalid device config \"v/held=a,alias=\"");
+        check(&["device=v/held,as=x"], &[], "unknown device config key \"as\"");
+        check(&["device=v/held,alias="], &[], "invalid device config \"v/held,alias=\"");
+        check(&["device=v/held=a"], &[], "unknown device config key \"v/held\"");
+        check(&["device=v/held"], &[("v/held", false)], "v/held=a");
     }
 }

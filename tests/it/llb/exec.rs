@@ -347,7 +347,7 @@ devices:
         shell(script).device(device, false).meta(uncached())
     };
     // A build that may have it all, and one that may have this one.
-    for allow in ["--allow=device", "--allow=device=vendor.com/dev=null"] {
+    for allow in ["--allow=device", "--allow=device=name=vendor.com/dev=null"] {
         assert_eq!(out(&site, wants("vendor.com/dev=null"), &[allow])?, "1 null 0 4321\n1:3\nof the host\n");
     }
     assert_eq!(out(&site, wants("any"), &[])?, "1 0\n");
