@@ -62,7 +62,7 @@ pub(crate) async fn export(
         response.extend(exported.response);
         finalizers.extend(exported.finalize.map(|f| finish(state, exporter, f)));
     }
-    let keys: Vec<ResultKey> = keys.values().cloned().collect();
+    let keys: Vec<ResultKey> = keys.values().copied().collect();
     let caches = caches::export(state, tools, &caches.exports, &keys);
     let (_, written) = try_join(try_join_all(finalizers), caches).await?;
     response.extend(written);
@@ -159,7 +159,7 @@ async fn source(result: &FrontendResult) -> Result<Source> {
 async fn keys(result: &FrontendResult) -> Result<BTreeMap<String, ResultKey>> {
     let mut keys = BTreeMap::new();
     for (id, reference) in result.iter() {
-        keys.insert(id.to_owned(), solved(reference)?.solve().await?.key.clone());
+        keys.insert(id.to_owned(), solved(reference)?.solve().await?.key);
     }
     Ok(keys)
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::driver::{CachedResult, JobKeys, LimitExceeded, Shared};
 use crate::error::SolveError;
+use crate::key_graph::{KeyGraph, ResultKey};
 use crate::key_source::KeySource;
 use crate::op::{JobContext, OpContext, WaiterSet};
 use crate::progress::{JobLog, ProgressEvent, ProgressStream, VertexEvent, VertexProgress, WarningEvent};
@@ -87,6 +88,15 @@ impl Job {
         JobKeys::new(Arc::clone(&self.shared), imports)
     }
 
+    /// Writes down the keys of results of this job and of all that they are made of, as they are known now.
+    ///
+    /// # Errors
+    /// [`SolveError::Cancelled`] when the job has ended with its solver.
+    pub fn key_graph(&self, results: &[ResultKey]) -> Result<KeyGraph, SolveError> {
+        let state = self.shared.lock();
+        state.scheduler.key_graph(self.id, results).ok_or(SolveError::Cancelled)
+    }
+
     /// Runs `work` shown as a vertex that is in no graph. Its context is cancelled with the job.
     ///
     /// # Errors
@@ -104,7 +114,7 @@ impl Job {
         let progress = VertexProgress::new();
         let mut event = VertexEvent::announced(digest, name);
         event.started = Some(SystemTime::now());
-        self.log.vertex(event.clone());
+        self.log.vertex(Arc::new(event.clone()));
         progress.join(self.id.0, digest, &self.log);
         let waiters = WaiterSet::of([Arc::clone(&self.context)]);
         let cx = OpContext { cancel: self.ended.child_token(), progress: progress.clone(), waiters };
@@ -114,13 +124,13 @@ impl Job {
             event.error = Some(error.to_string());
         }
         event.completed = Some(SystemTime::now());
-        self.log.vertex(event);
+        self.log.vertex(Arc::new(event));
         result
     }
 
     /// Shows a warning that no call of an op is behind.
     pub fn warn(&self, warning: WarningEvent) {
-        self.log.other(ProgressEvent::Warning(warning));
+        self.log.other(ProgressEvent::Warning(Box::new(warning)));
     }
 
     /// Follows the job's progress from its start.

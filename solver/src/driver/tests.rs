@@ -209,15 +209,17 @@ async fn keys_of_a_result_reach_to_the_sources() {
     let job = bench.solver.job("j", Arc::new(())).unwrap();
     let edge = Edge { vertex: VertexIndex(3), output: OutputIndex(0) };
     let results = job.build(Graph::new(chain(&runs, "abc-1", 1)).unwrap(), vec![edge]).await.unwrap();
-    let key = &results[0].key;
-    assert_eq!(key.node, KeyNodeIndex(3));
-    let copy = &key.graph.nodes[2];
+    let graph = job.key_graph(&[results[0].key]).unwrap();
+    assert_eq!(graph.results, [KeyNodeIndex(3)]);
+    let copy = &graph.nodes[2];
     assert_eq!(copy.ids.len(), 1);
     assert_eq!(copy.outcome, Some(Outcome::Ran));
     let from = |input: usize| copy.inputs[input].iter().map(|key| key.from.clone()).collect::<Vec<_>>();
     assert_eq!(from(0), [KeyOrigin::Node(KeyNodeIndex(0))]);
     assert_eq!(from(1), [KeyOrigin::Node(KeyNodeIndex(1)), KeyOrigin::Content(Digest::of("abc"))]);
-    assert!(key.graph.nodes[1].digests[0].is_random());
+    assert!(graph.nodes[1].digests[0].is_random());
+    bench.solver.close().await;
+    assert!(matches!(job.key_graph(&[results[0].key]), Err(SolveError::Cancelled)));
 }
 
 #[tokio::test]
