@@ -4,6 +4,7 @@
 //! submitted it runs to its end even when whoever asked for it has gone, so a transaction is never half done.
 
 pub(crate) mod bulk;
+pub(crate) mod check;
 pub(crate) mod keys;
 pub(crate) mod memos;
 pub(crate) mod rows;
@@ -34,6 +35,9 @@ const IDLE_READERS: usize = 4;
 /// How long a connection waits for a lock that another process (`fsck`, a backup) holds.
 const BUSY: Duration = Duration::from_secs(10);
 
+/// Bytes of the log that are kept once its content is in the database.
+const LOG: i64 = 1 << 20;
+
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// The catalogue's database.
@@ -51,11 +55,13 @@ pub(crate) struct Database {
 impl Database {
     /// Opens or makes the database and brings its schema up to date.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let mut connection = Connection::open(path)?;
-        configure(&connection)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "NORMAL")?;
-        schema::migrate(&mut connection, path)?;
+        let connection = match connect(path) {
+            Err(Error::Database(error)) if is_damaged(&error) => {
+                set_aside(path, &error)?;
+                connect(path)?
+            }
+            outcome => outcome?,
+        };
         let (jobs, queue) = sync_channel::<Job>(QUEUE);
         let writer = std::thread::Builder::new()
             .name("catalogue".into())
@@ -177,6 +183,44 @@ impl Drop for Database {
             let _ = writer.join();
         }
     }
+}
+
+/// The connection that writes.
+fn connect(path: &Path) -> Result<Connection> {
+    let mut connection = Connection::open(path)?;
+    configure(&connection)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // The log gets as long as the longest time without a checkpoint takes; afterwards it need not stay so.
+    connection.pragma_update(None, "journal_size_limit", LOG)?;
+    schema::migrate(&mut connection, path)?;
+    schema::touch(&connection)?;
+    Ok(connection)
+}
+
+fn is_damaged(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+/// Moves a database that cannot be used out of the way: without one everything is a miss, with it nothing works.
+fn set_aside(path: &Path, error: &rusqlite::Error) -> Result<()> {
+    let mark = crate::RecordId::random();
+    for suffix in ["", "-wal", "-shm"] {
+        let mut from = path.as_os_str().to_owned();
+        from.push(suffix);
+        let mut to = from.clone();
+        to.push(format!(".{mark}.bak"));
+        match std::fs::rename(&from, &to) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(format!("set the damaged catalogue `{}` aside", path.display()))(error));
+            }
+            _ => {}
+        }
+    }
+    let path = path.display();
+    tracing::error!(%path, %error, kept = %format!("{path}.{mark}.bak"), "the catalogue is damaged and begins anew");
+    Ok(())
 }
 
 fn configure(connection: &Connection) -> Result<()> {

@@ -16,6 +16,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod check;
 mod compare;
 mod contenthash;
 mod db;
@@ -25,6 +26,8 @@ mod gc;
 mod janitor;
 mod keys;
 mod live;
+mod losses;
+mod making;
 mod manager;
 mod memos;
 mod mutable;
@@ -36,12 +39,15 @@ mod reference;
 mod stack;
 mod unpack;
 mod usage;
+mod verify;
 
+pub use crate::check::{CheckOptions, CheckSummary, Fault, Finding, Gravity};
 pub use crate::contenthash::{
     ChangeLog, ContentChange, ContentHeader, ContentSelector, EntryKind, ListingChange, nil_content_digest,
 };
 pub use crate::error::{BoxError, Error, Result};
 pub use crate::gc::GcLimits;
+pub use crate::losses::Losses;
 pub use crate::manager::{CacheManager, CacheOptions};
 pub use crate::mutable::{MutableRef, Sharing};
 pub use crate::provider::{BlobProvider, IMPORTED, LayerPhase, LayerProgress, NoProvider, SourceCheck};

@@ -20,6 +20,8 @@ use crate::{
     },
     janitor::{self, Janitor},
     live::{Lease, Live},
+    losses::Counters,
+    making::Making,
     reference::{NewRecord, Record, State},
 };
 
@@ -71,6 +73,8 @@ pub(crate) struct Inner {
     content: Arc<dyn ContentStore>,
     pub(crate) live: Live,
     pub(crate) janitor: Janitor,
+    pub(crate) making: Making,
+    pub(crate) losses: Counters,
     pub(crate) trees: crate::contenthash::Trees,
     /// Layers known by what they stand on and their diff ID, for those that no row names yet.
     layers: Mutex<HashMap<LayerKey, Weak<Record>>>,
@@ -107,6 +111,8 @@ impl CacheManager {
             content: options.content,
             live: Live::default(),
             janitor: Janitor::default(),
+            making: Making::default(),
+            losses: Counters::default(),
             trees: crate::contenthash::Trees::default(),
             layers: Mutex::default(),
             lazy: tokio::sync::Mutex::default(),
@@ -402,6 +408,7 @@ impl Inner {
                 state: State {
                     published: true,
                     lost: false,
+                    suspect: true,
                     borrowed: row.mutable,
                     retain: row.retain,
                     snapshot: row.snapshot,

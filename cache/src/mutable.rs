@@ -425,6 +425,7 @@ impl Inner {
         let created_at = *options.created_at.get_or_insert_with(SystemTime::now);
         let id = RecordId::random();
         let snapshot = SnapshotId::new(id.as_str())?;
+        self.making.begin(&snapshot);
         let made = MutableInner {
             inner: Arc::clone(self),
             id: id.clone(),

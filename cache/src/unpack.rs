@@ -11,13 +11,14 @@ use std::{
 };
 
 use futures::future::try_join_all;
-use kiln_content::layer;
+use kiln_content::{ContentStoreExt as _, layer};
 use kiln_snapshot::SnapshotId;
 use kiln_solver::GoneWhy;
 
 use crate::{
     BlobProvider, Error, LayerBlob, LayerPhase, LayerProgress, RecordId, Ref, Result,
     db::rows,
+    losses::count,
     manager::{Inner, blocking},
 };
 
@@ -27,6 +28,7 @@ const PROGRESS: Duration = Duration::from_millis(150);
 impl Ref {
     /// Unpacks what is lazy and returns the snapshots, bottom first.
     pub(crate) async fn unpack_all(&self, provider: &dyn BlobProvider) -> Result<Vec<SnapshotId>> {
+        self.verify().await?;
         let stack = self.stack();
         // As a rule all are unpacked, and a deep stack would be many futures.
         let known: Option<Vec<SnapshotId>> =
@@ -75,6 +77,12 @@ impl Ref {
                     }
                     return Ok(snapshot);
                 }
+                // Only this store had it, and it is not what it was.
+                Err(error) if blob.source.is_empty() && error.is_of_blob() => {
+                    tracing::warn!(record = %self.id(), %error, "a stored layer does not unpack and is dropped");
+                    inner.content().delete(&blob.descriptor.digest).await?;
+                    count(&inner.losses.blobs, 1);
+                }
                 Err(error) => failure = Some(error),
             }
         }
@@ -96,9 +104,15 @@ impl Ref {
     pub(crate) async fn by_nearness(&self, blobs: Vec<LayerBlob>) -> Result<Vec<LayerBlob>> {
         let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
         for blob in blobs {
-            if self.0.inner().content().info(&blob.descriptor.digest).await?.is_some() {
+            let inner = self.0.inner();
+            if inner.content().has_whole(&blob.descriptor).await? {
                 here.push(blob);
-            } else if self.0.inner().has_source(&blob.source) {
+                continue;
+            }
+            if blob.source.is_empty() {
+                count(&inner.losses.blobs, 1);
+            }
+            if inner.has_source(&blob.source) {
                 elsewhere.push(blob);
             }
         }
@@ -112,7 +126,8 @@ impl Ref {
             self.stack().into_iter().find(|layer| layer.0.state().snapshot.as_ref() == Some(snapshot));
         let Some(owner) = owner else { return Ok(()) };
         let blobs = owner.0.state().blobs.clone();
-        tracing::warn!(record = %owner.id(), %snapshot, "a snapshot has gone from the store");
+        tracing::warn!(record = %owner.id(), %snapshot, "a snapshot has gone from the store, or is not whole");
+        count(&self.0.inner().losses.snapshots, 1);
         if owner.by_nearness(blobs).await?.is_empty() {
             owner.lose().await?;
             return Err(Error::Lost(owner.id().clone()));
@@ -137,6 +152,7 @@ impl Ref {
     /// Forgets it and everything above it: from now on whatever led here is a miss.
     pub(crate) async fn lose(&self) -> Result<()> {
         self.0.state().lost = true;
+        count(&self.0.inner().losses.records, 1);
         lose(self.0.inner(), self.id().clone()).await
     }
 }
@@ -187,6 +203,7 @@ async fn unpack_blob(
             if was_here && !blob.source.is_empty() =>
         {
             tracing::warn!(%digest, %error, "a stored layer does not unpack and is fetched again");
+            count(&inner.losses.blobs, 1);
             inner.content().delete(&digest).await?;
             fetch(blob, provider).await?;
             extract(inner, blob, provider).await
@@ -214,6 +231,7 @@ async fn extract(
         return Err(Error::Fetch { digest: digest.to_string(), source });
     };
     let id = SnapshotId::new(RecordId::random().as_str())?;
+    inner.making.begin(&id);
     let directory = inner.snapshotter().staging(&id).await?;
     let staged = Staged::new(inner, &id);
     let watch = Arc::new(Watch::default());

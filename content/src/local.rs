@@ -98,6 +98,11 @@ impl LocalStore {
         }
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
         file.take(max).read_to_end(&mut bytes).map_err(Error::io("read blob", self.path(digest)))?;
+        if Digest::of(&bytes) != *digest {
+            tracing::warn!(%digest, "a blob was damaged and is removed");
+            self.remove(digest)?;
+            return Ok(None);
+        }
         Ok(Some(bytes.into()))
     }
 

@@ -4,10 +4,13 @@ use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_digest::Digest;
+use kiln_digest::{Digest, Hasher};
 
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Result};
+
+/// Bytes read at a time.
+const READ: usize = 256 * 1024;
 
 /// What a store knows of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +37,8 @@ pub trait ContentStore: fmt::Debug + Send + Sync + 'static {
     /// Opens a blob for reading at any offset, or returns `None` when it is absent.
     async fn open(&self, digest: &Digest) -> Result<Option<std::fs::File>>;
 
-    /// Reads a whole blob, or returns `None` when it is absent.
+    /// Reads a whole blob, or returns `None` when it is absent. One that is not what its name says is damaged: it is
+    /// removed, and absent.
     ///
     /// # Errors
     /// [`Error::TooLarge`] when it has more than `max` bytes.
@@ -88,6 +92,42 @@ pub trait ContentStoreExt: ContentStore {
     /// Whether the blob is there.
     async fn contains(&self, digest: &Digest) -> Result<bool> {
         Ok(self.info(digest).await?.is_some())
+    }
+
+    /// Whether the blob is there with the length that it should have. One that is damaged is removed.
+    async fn has_whole(&self, descriptor: &Descriptor) -> Result<bool> {
+        match self.info(&descriptor.digest).await? {
+            Some(info) if info.size == descriptor.size => Ok(true),
+            Some(info) => {
+                // The descriptor comes from outside: it may be what is wrong.
+                if !self.is_intact(&descriptor.digest).await? {
+                    let (digest, size) = (descriptor.digest, info.size);
+                    tracing::warn!(%digest, size, "a blob was damaged and is removed");
+                    self.delete(&digest).await?;
+                }
+                Ok(false)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Reads a blob to its end to see whether it has the digest it is named by. One that is absent has not.
+    async fn is_intact(&self, digest: &Digest) -> Result<bool> {
+        let Some(mut file) = self.open(digest).await? else { return Ok(false) };
+        let hash = move || {
+            let mut hasher = Hasher::new();
+            let mut buffer = vec![0; READ];
+            loop {
+                match std::io::Read::read(&mut file, &mut buffer) {
+                    Ok(0) => return Ok(hasher.finish()),
+                    Ok(count) => hasher.update(buffer.get(..count).unwrap_or_default()),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(Error::stream("read blob")(error)),
+                }
+            }
+        };
+        let actual = tokio::task::spawn_blocking(hash).await.map_err(|_| Error::Interrupted)??;
+        Ok(actual == *digest)
     }
 
     /// Reads a whole blob that must be there.

@@ -3,6 +3,7 @@
 //! Wire types stop here; what a build is and does is the engine's.
 #![forbid(unsafe_code)]
 
+mod catalogue;
 mod convert;
 mod errors;
 mod gateway;

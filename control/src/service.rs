@@ -13,6 +13,7 @@ use kiln_api::control::{
     StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UpdateBuildHistoryResponse, UsageRecord,
 };
 use kiln_api::gateway::llb_bridge_server::LlbBridgeServer;
+use kiln_api::kiln::catalogue_server::CatalogueServer;
 use kiln_api::types::BuildkitVersion;
 use kiln_cache::{GcPolicy, PruneOptions, UsageQuery};
 use kiln_engine::{BuildRequest, CacheSpec, Engine, ExporterSpec};
@@ -22,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::catalogue::Catalogue;
 use crate::gateway::Gateway;
 use crate::{convert, errors, status};
 
@@ -78,6 +80,11 @@ impl Control {
         LlbBridgeServer::new(Gateway::new(self.engine.clone(), self.options.version.clone()))
             .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(MAX_ANSWER)
+    }
+
+    /// The service of the catalogue, which only our own clients know.
+    pub fn catalogue_server(&self) -> CatalogueServer<Catalogue> {
+        CatalogueServer::new(Catalogue::new(self.engine.worker().cache.clone(), self.tasks.clone()))
     }
 
     /// Waits for the streams that are still open.
@@ -205,7 +212,11 @@ impl ControlService for Control {
     }
 
     async fn info(&self, _request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(InfoResponse { buildkit_version: Some(self.options.version.clone()) }))
+        let losses = convert::losses(self.engine.worker().cache.losses());
+        Ok(Response::new(InfoResponse {
+            buildkit_version: Some(self.options.version.clone()),
+            losses: Some(losses),
+        }))
     }
 
     async fn listen_build_history(
@@ -266,7 +277,7 @@ fn with_clock<T>(stream: T) -> Response<T> {
     response
 }
 
-fn internal(error: impl std::error::Error) -> Status {
+pub(crate) fn internal(error: impl std::error::Error) -> Status {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

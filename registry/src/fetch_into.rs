@@ -1,6 +1,6 @@
 //! Bringing a blob into a content store, through every broken transfer.
 
-use kiln_content::{BlobWriter, ContentStore, Descriptor};
+use kiln_content::{BlobWriter, ContentStore, ContentStoreExt as _, Descriptor};
 
 use crate::access::Access;
 use crate::client::Registry;
@@ -28,8 +28,7 @@ impl Registry {
         descriptor: &Descriptor,
         access: Access<'_>,
     ) -> Result<()> {
-        let present = store.info(&descriptor.digest).await.map_err(Error::content)?;
-        if present.is_some() {
+        if store.has_whole(descriptor).await.map_err(Error::content)? {
             return Ok(());
         }
         // Bytes of an attempt that broke off, for the next one.

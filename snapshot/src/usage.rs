@@ -38,6 +38,9 @@ pub(crate) fn survey(dir: &Path) -> Result<(Usage, Vec<PathBuf>)> {
                 usage.inodes += 1;
                 usage.bytes += metadata.blocks * 512;
             }
+            if metadata.is_file() {
+                usage.length += metadata.size;
+            }
             if metadata.is_dir() {
                 todo.push(path.join(name));
             }

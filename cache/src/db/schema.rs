@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::{Error, Result};
 
 /// Step `i` takes a database of version `i` to version `i + 1`. Released steps never change.
-const MIGRATIONS: &[&str] = &[V1];
+const MIGRATIONS: &[&str] = &[V1, V2];
 
 const V1: &str = "
 -- Small facts: boot id, clean shutdown, checkpoint, and what other parts of the engine keep by name.
@@ -160,6 +160,14 @@ CREATE TABLE blob_leases (
 CREATE INDEX blob_leases_by_digest ON blob_leases (digest);
 ";
 
+const V2: &str = "
+-- Sum of the lengths of a snapshot's files: tells whether all of it is there. NULL when not measured.
+ALTER TABLE records ADD COLUMN length INTEGER;
+
+-- What was being written when the daemon ended, so that the next start need not look at every record.
+CREATE INDEX records_in_writing ON records (seq) WHERE mutable = 1 AND dirty = 1;
+";
+
 /// Brings the database to the newest version; refuses one from the future.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
@@ -175,6 +183,16 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
         transaction.pragma_update(None, "user_version", known)?;
     }
     transaction.commit()?;
+    Ok(())
+}
+
+/// Looks at the top of every table, so that a damaged one shows at the start.
+pub(super) fn touch(connection: &Connection) -> Result<()> {
+    let mut statement = connection.prepare("SELECT name FROM sqlite_master WHERE type = 'table'")?;
+    let tables: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    for table in tables {
+        connection.query_row(&format!("SELECT EXISTS (SELECT 1 FROM \"{table}\")"), [], |_| Ok(()))?;
+    }
     Ok(())
 }
 

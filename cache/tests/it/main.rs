@@ -1,7 +1,9 @@
 //! The catalogue through its public API, over real stores in temporary directories.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod check;
 mod content;
+mod format;
 mod keys;
 mod lazy;
 mod mutables;

@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connection::Connection;
 use crate::flags::{Flag, Kind, Parsed};
-use crate::{VERSION, build, cache, debug, dial, help};
+use crate::{VERSION, build, cache, check, debug, dial, help};
 
 /// A command.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,7 @@ pub(crate) enum Action {
     DumpLlb,
     Workers,
     Info,
+    Check,
     Logs,
     Control,
     Get,
@@ -136,6 +137,16 @@ pub(crate) const DEBUG_COMMANDS: &[Command] = &[
     ),
     Command::new("workers", "list workers", Action::Workers, &[FILTER, VERBOSE, FORMAT]),
     Command::new("info", "print the daemon's version", Action::Info, &[FORMAT]),
+    Command::new(
+        "fsck",
+        "compare the daemon's catalogue with its stores",
+        Action::Check,
+        &[
+            Flag::new("repair", Kind::Bool, "make what is damaged a miss, remove what nobody wants"),
+            Flag::new("digests", Kind::Bool, "read every blob and compare its digest"),
+            FORMAT,
+        ],
+    ),
     Command::new(
         "monitor",
         "follow builds",
@@ -305,6 +316,7 @@ pub(crate) async fn run(invocation: &Invocation, stop: &CancellationToken) -> Re
                     Action::DialStdio => dial::run(&connection).await,
                     Action::Workers => debug::workers(&connection, parsed).await,
                     Action::Info => debug::info(&connection, parsed).await,
+                    Action::Check => check::run(&connection, parsed).await,
                     Action::Control => debug::control(&connection, parsed).await,
                     Action::Get => debug::get(&connection, parsed).await,
                     Action::Histories => debug::histories(&connection, parsed).await,

@@ -3,6 +3,7 @@
 
 mod build;
 mod cache;
+mod check;
 mod commands;
 mod connection;
 mod debug;

@@ -344,7 +344,8 @@ async fn serve_one(
     let router = server
         .add_service(health_service)
         .add_service(control.control_server())
-        .add_service(control.gateway_server());
+        .add_service(control.gateway_server())
+        .add_service(control.catalogue_server());
     let stopped = stop.cancelled_owned();
     let (socket, _keep) = listener.split();
     match socket {

@@ -1,6 +1,7 @@
 use std::io::Write as _;
 
 use super::*;
+use crate::store::ContentStoreExt as _;
 use crate::testing::conformance;
 
 #[tokio::test]
@@ -33,4 +34,25 @@ fn blocking_threads_write_too() {
     let digest = ingest.commit(None).unwrap();
     assert_eq!(digest, Digest::of("hello world"));
     assert_eq!(fs::read(store.path(&digest)).unwrap(), b"hello world");
+}
+
+#[tokio::test]
+async fn a_damaged_blob_is_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let digest = store.put("hello world".into()).await.unwrap();
+    let descriptor = Descriptor::new("text/plain", digest, 11);
+    assert!(store.has_whole(&descriptor).await.unwrap());
+    // A descriptor that lies about a good blob costs nothing.
+    assert!(!store.has_whole(&Descriptor::new("text/plain", digest, 12)).await.unwrap());
+    assert!(store.has_whole(&descriptor).await.unwrap());
+
+    let damage = || fs::write(store.path(&digest), "hello").unwrap();
+    damage();
+    assert!(!store.has_whole(&descriptor).await.unwrap());
+    assert!(!store.contains(&digest).await.unwrap());
+    damage();
+    assert!(!store.is_intact(&digest).await.unwrap());
+    assert_eq!(store.read_all(&digest, 100).await.unwrap(), None);
+    assert!(!store.contains(&digest).await.unwrap());
 }

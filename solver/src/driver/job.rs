@@ -73,6 +73,12 @@ impl Job {
         answer.await.unwrap_or(Err(SolveError::Cancelled))
     }
 
+    /// Says that a result of [`Job::build`] has turned out to be lost. A build that comes now makes it again.
+    pub fn lost(&self, result: &ResultRef) {
+        let mut state = self.shared.lock();
+        self.shared.step(&mut state, Event::ResultLost { job: self.id, result: Arc::clone(result) });
+    }
+
     /// Looks into `source`, too, from now on.
     pub fn import(&self, source: Arc<dyn KeySource>) {
         let mut state = self.shared.lock();
