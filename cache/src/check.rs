@@ -55,6 +55,8 @@ pub struct CheckSummary {
 pub enum Fault {
     /// The database contradicts itself.
     Database,
+    /// The ledger is not the sum of what it counts.
+    Ledger,
     /// A record's snapshot has gone.
     SnapshotMissing,
     /// A record's snapshot does not have all its files, or not all of them in full.
@@ -95,6 +97,7 @@ impl Fault {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Database => "database",
+            Self::Ledger => "ledger",
             Self::SnapshotMissing => "snapshot-missing",
             Self::SnapshotDamaged => "snapshot-damaged",
             Self::LayerUnavailable => "layer-unavailable",
@@ -112,7 +115,9 @@ impl Fault {
     /// How bad it is.
     pub fn gravity(self) -> Gravity {
         match self {
-            Self::Database | Self::ResultWithoutRecord | Self::LinkWithoutKey => Gravity::Corrupt,
+            Self::Database | Self::Ledger | Self::ResultWithoutRecord | Self::LinkWithoutKey => {
+                Gravity::Corrupt
+            }
             Self::SnapshotMissing
             | Self::SnapshotDamaged
             | Self::LayerUnavailable
@@ -222,10 +227,13 @@ impl Checking<'_> {
     /// Rows that contradict each other.
     async fn tables(&mut self) -> Result<(), Stop> {
         let inner = Arc::clone(self.inner);
-        let (damage, results, links, idle) = blocking(move || {
+        let (damage, ledger, results, links, idle) = blocking(move || {
             inner.db().read(|connection| {
+                // One view of them all, while others write.
+                let _view = connection.unchecked_transaction()?;
                 Ok((
                     check::damage(connection)?,
+                    check::wrong_ledger(connection)?,
                     check::stray_results(connection)?,
                     check::stray_links(connection)?,
                     check::idle_keys(connection)?,
@@ -240,6 +248,13 @@ impl Checking<'_> {
         for line in damage {
             let detail = "stop the daemon and move the catalogue away: everything is built and fetched anew";
             self.tell(Fault::Database, line, detail, false).await?;
+        }
+        if let Some((says, is)) = ledger {
+            if mend {
+                self.inner.db().write(check::mend_ledger).await?;
+            }
+            let detail = format!("{} bytes and {} inodes, not {} and {}", is.0, is.1, says.0, says.1);
+            self.tell(Fault::Ledger, "snapshots", detail, mend).await?;
         }
         for (key, record) in results {
             self.tell(Fault::ResultWithoutRecord, key, format!("record {record}"), mend).await?;

@@ -6,8 +6,10 @@
 pub(crate) mod bulk;
 pub(crate) mod check;
 pub(crate) mod keys;
+pub(crate) mod leaves;
 pub(crate) mod memos;
 pub(crate) mod rows;
+mod reserve;
 mod schema;
 
 use std::{
@@ -25,6 +27,7 @@ use kiln_digest::Digest;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
+use self::reserve::Reserve;
 use crate::{Error, Result};
 
 /// Writes waiting for the writer. At this bound, submitting blocks until the writer has caught up; a write takes tens
@@ -47,6 +50,7 @@ pub(crate) struct Database {
     jobs: Mutex<Option<SyncSender<Job>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     readers: Mutex<Vec<Connection>>,
+    reserve: Reserve,
     /// Writes submitted so far, and how many of them the last checkpoint covers.
     writes: AtomicU64,
     synced: AtomicU64,
@@ -72,6 +76,7 @@ impl Database {
             jobs: Mutex::new(Some(jobs)),
             writer: Mutex::new(Some(writer)),
             readers: Mutex::default(),
+            reserve: Reserve::take(path),
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
         })
@@ -115,6 +120,22 @@ impl Database {
         Ok(answer)
     }
 
+    /// Takes back what the database may use on a full disk, when there is room for it again.
+    pub(crate) fn restock(&self) {
+        self.reserve.restock();
+    }
+
+    /// Makes everything written so far safe against a power loss, and the log short.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Box::new(move |connection| {
+            // A reader that is in the way only keeps the log long.
+            let flushed = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+            let _ = reply.send(flushed);
+        }))?;
+        Ok(answer.await.map_err(|_closed| Error::Closed)??)
+    }
+
     /// Writes submitted so far.
     pub(crate) fn writes(&self) -> u64 {
         self.writes.load(Ordering::Relaxed)
@@ -130,6 +151,7 @@ impl Database {
     }
 
     fn send(&self, job: Job) -> Result<()> {
+        self.reserve.release_if_full();
         self.writes.fetch_add(1, Ordering::Relaxed);
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Closed)?;
         jobs.send(job).map_err(|_closed| Error::Closed)
@@ -250,6 +272,15 @@ pub(crate) fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>
         .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
         .query_row([key], |row| row.get(0))
         .optional()?)
+}
+
+/// What the ledger says that the snapshots of all records take: bytes and inodes.
+pub(crate) fn ledger(connection: &Connection) -> Result<(i64, i64)> {
+    let value = |key: &str| {
+        let mut statement = connection.prepare_cached("SELECT value FROM meta WHERE key = ?1")?;
+        Ok::<i64, Error>(statement.query_row([key], |row| row.get(0))?)
+    };
+    Ok((value("bytes")?, value("inodes")?))
 }
 
 /// Sets or removes a small fact.

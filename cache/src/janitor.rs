@@ -107,6 +107,7 @@ pub(crate) async fn run(inner: Weak<Inner>, cancel: CancellationToken, interval:
             if ticked {
                 count_uses(&inner).await?;
                 end_makings(&inner)?;
+                inner.db().restock();
                 checkpoint(&inner).await?;
             }
             Ok::<(), Error>(())

@@ -18,6 +18,7 @@ use crate::{
     db::rows::{self, Kind, RecordRow},
     manager::Inner,
     reference::{NewRecord, Record, State, mark_published, publish},
+    space::{Working, room},
 };
 
 /// How a cache mount is shared between steps that run at the same time.
@@ -53,6 +54,8 @@ pub(crate) struct MutableInner {
     /// What a transfer changes, once somebody says so.
     changes: OnceLock<Arc<ChangeLog>>,
     committed: AtomicBool,
+    /// What is written takes space, and may have to stop for want of it.
+    working: Working,
 }
 
 impl fmt::Debug for MutableInner {
@@ -86,6 +89,12 @@ impl MutableRef {
     /// Once this was called, what is not told has not changed.
     pub fn changes(&self) -> Arc<ChangeLog> {
         Arc::clone(self.0.changes.get_or_init(Arc::default))
+    }
+
+    /// Resolves when whoever writes to it has to stop, because the disk is full; says so.
+    pub async fn out_of_space(&self) -> Error {
+        self.0.working.stop().cancelled().await;
+        self.0.working.reason()
     }
 
     /// Its read-write mount.
@@ -235,8 +244,10 @@ impl CacheManager {
     /// An empty directory over `parent`, for a step to write into. The parent's layers must be unpacked.
     ///
     /// # Errors
-    /// [`Error::NotUnpacked`] when a layer of `parent` is lazy: call [`Ref::unlazy`] before.
+    /// [`Error::NotUnpacked`] when a layer of `parent` is lazy: call [`Ref::unlazy`] before. [`Error::NoSpace`] when the
+    /// disk is full, and nothing that could go is left on it.
     pub async fn new_mutable(&self, parent: Option<&Ref>, options: RecordOptions) -> Result<MutableRef> {
+        room(&self.0).await?;
         self.0.new_mutable(parent, options, false).await
     }
 
@@ -244,6 +255,7 @@ impl CacheManager {
     ///
     /// Dropped without `commit`, it is discarded: what is in it is no longer known.
     pub async fn local_source(&self, key: &str, options: RecordOptions) -> Result<MutableRef> {
+        room(&self.0).await?;
         let _one_at_a_time = self.0.naming.lock().await;
         match self.0.take_free(key).await? {
             (Some(free), _) => Ok(free),
@@ -253,6 +265,7 @@ impl CacheManager {
 
     /// A free directory kept under `key`, if there is one.
     pub async fn mutable_by_index(&self, key: &str) -> Result<Option<MutableRef>> {
+        room(&self.0).await?;
         let _one_at_a_time = self.0.naming.lock().await;
         Ok(self.0.take_free(key).await?.0)
     }
@@ -272,6 +285,7 @@ impl CacheManager {
             Some(parent) => format!("cache-dir:{key}:{}", parent.id()),
             None => format!("cache-dir:{key}"),
         };
+        room(&self.0).await?;
         loop {
             let released = self.0.live.released();
             tokio::pin!(released);
@@ -363,6 +377,7 @@ impl Inner {
                 self.db().write(move |transaction| rows::make_immutable(transaction, &kept)).await?;
                 continue;
             }
+            let working = self.space.begin(&snapshot);
             let taken = id.clone();
             self.db()
                 .write(move |transaction| {
@@ -392,6 +407,7 @@ impl Inner {
                     prepared: Mutex::default(),
                     changes: OnceLock::new(),
                     committed: AtomicBool::new(false),
+                    working,
                 }))),
                 busy,
             ));
@@ -425,6 +441,7 @@ impl Inner {
         let created_at = *options.created_at.get_or_insert_with(SystemTime::now);
         let id = RecordId::random();
         let snapshot = SnapshotId::new(id.as_str())?;
+        let working = self.space.begin(&snapshot);
         self.making.begin(&snapshot);
         let made = MutableInner {
             inner: Arc::clone(self),
@@ -437,6 +454,7 @@ impl Inner {
             prepared: Mutex::default(),
             changes: OnceLock::new(),
             committed: AtomicBool::new(false),
+            working,
         };
         // Each round mends one layer that has gone from the store, as far as its blob is still here.
         let mount = loop {

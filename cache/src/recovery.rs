@@ -40,6 +40,8 @@ pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<()> {
             Ok((suspects, contexts(transaction)?))
         })
         .await?;
+    // That this run has begun must outlive a power loss before anything is made that may not.
+    inner.db().flush().await?;
     for id in suspects {
         doubt(inner, id).await?;
     }
@@ -115,5 +117,6 @@ async fn doubt(inner: &Arc<Inner>, id: RecordId) -> Result<()> {
 
 /// Notes that everything was written and synced before the end.
 pub(crate) async fn mark_clean(inner: &Arc<Inner>) -> Result<()> {
-    inner.db().write(|transaction| db::set_meta(transaction, "clean", Some(b"1"))).await
+    inner.db().write(|transaction| db::set_meta(transaction, "clean", Some(b"1"))).await?;
+    inner.db().flush().await
 }

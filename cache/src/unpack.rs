@@ -20,6 +20,7 @@ use crate::{
     db::rows,
     losses::count,
     manager::{Inner, blocking},
+    space::room,
 };
 
 /// How often a running extraction reports.
@@ -224,6 +225,7 @@ async fn extract(
     blob: &LayerBlob,
     provider: &dyn BlobProvider,
 ) -> Result<(SnapshotId, kiln_snapshot::Usage)> {
+    room(inner).await?;
     let _permit = inner.unpacks.acquire().await.map_err(|_closed| Error::Closed)?;
     let digest = blob.descriptor.digest;
     let Some(file) = inner.content().open(&digest).await? else {
@@ -231,6 +233,7 @@ async fn extract(
         return Err(Error::Fetch { digest: digest.to_string(), source });
     };
     let id = SnapshotId::new(RecordId::random().as_str())?;
+    let working = inner.space.begin(&id);
     inner.making.begin(&id);
     let directory = inner.snapshotter().staging(&id).await?;
     let staged = Staged::new(inner, &id);
@@ -253,6 +256,7 @@ async fn extract(
     let (applied, staged) = loop {
         tokio::select! {
             outcome = &mut unpacking => break outcome?,
+            () = working.stop().cancelled() => return Err(working.reason()),
             () = tokio::time::sleep(PROGRESS) => provider.progress(progress(LayerPhase::Extracting)),
         }
     };

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -74,7 +75,10 @@ impl LocalStore {
     fn stat(&self, digest: &Digest) -> Result<Option<BlobInfo>> {
         let path = self.path(digest);
         match fs::symlink_metadata(&path) {
-            Ok(metadata) => Ok(Some(BlobInfo { digest: *digest, size: metadata.len() })),
+            Ok(metadata) => {
+                let allocated = metadata.blocks().saturating_mul(512);
+                Ok(Some(BlobInfo { digest: *digest, size: metadata.len(), allocated }))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("stat blob", path)(error)),
         }

@@ -19,6 +19,8 @@ pub struct BlobInfo {
     pub digest: Digest,
     /// Its length in bytes.
     pub size: u64,
+    /// Bytes that it takes in the store.
+    pub allocated: u64,
 }
 
 /// Keeps blobs by digest.

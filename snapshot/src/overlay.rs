@@ -142,7 +142,8 @@ impl Snapshotter for OverlaySnapshotter {
         let id = id.clone();
         self.blocking(move |places| {
             let dir = places.find(&id).ok_or(Error::NotFound { id })?;
-            measure(&dir)
+            let home = dir.parent().unwrap_or(&dir);
+            Ok(skeleton::with_home(measure(&dir)?, home))
         })
         .await
     }

@@ -40,7 +40,16 @@ pub(crate) fn survey(home: &Path) -> Result<Usage> {
         }
     };
     noted.map_err(|source| Error::io("write", &list, source))?;
-    Ok(usage)
+    Ok(with_home(usage, home))
+}
+
+/// Adds what a layer takes beside its files: the directories that hold them, and the list of what it deletes.
+pub(crate) fn with_home(mut usage: Usage, home: &Path) -> Usage {
+    use std::os::unix::fs::MetadataExt as _;
+    for own in [home.to_owned(), home.join("fs"), home.join(DELETES)] {
+        usage.bytes += own.symlink_metadata().map_or(0, |metadata| metadata.blocks() * 512);
+    }
+    usage
 }
 
 /// The skeleton for a stack of these layers, made if it is not there.

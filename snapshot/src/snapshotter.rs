@@ -51,7 +51,7 @@ impl FromStr for SnapshotId {
 /// What a snapshot takes on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of allocated blocks; a file with several names counts once.
+    /// Bytes of allocated blocks, those of the directories that hold it included; a file with several names counts once.
     pub bytes: u64,
     /// Files and directories, the snapshot's own top directory not counted.
     pub inodes: u64,

@@ -2,6 +2,7 @@
 
 mod cache;
 mod cancel;
+mod crash;
 mod daemon;
 mod errors;
 mod exporters;
@@ -16,4 +17,5 @@ mod registries;
 mod remote_cache;
 mod runs;
 mod sharing;
+mod store;
 mod support;

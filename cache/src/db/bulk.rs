@@ -23,6 +23,14 @@ pub(crate) fn page(connection: &Connection, seq: i64) -> Result<Option<(i64, Vec
     Ok(seq_of(connection, &last.id)?.map(|seq| (seq, rows)))
 }
 
+/// The records of these numbers, which are a list in JSON.
+const LISTED: &str = "WITH up (seq) AS (SELECT value FROM json_each(?1))";
+
+/// The records of these numbers that are there, oldest first.
+pub(crate) fn listed(connection: &Connection, seqs: &[i64]) -> Result<Vec<RecordRow>> {
+    select(connection, LISTED, Some(&format!("{seqs:?}")))
+}
+
 /// A record and everything below it; empty when it is not there.
 pub(crate) fn chain(connection: &Connection, id: &RecordId) -> Result<HashMap<RecordId, RecordRow>> {
     Ok(select(connection, CHAIN, Some(id.as_str()))?.into_iter().map(|row| (row.id.clone(), row)).collect())

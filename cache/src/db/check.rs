@@ -32,6 +32,26 @@ pub(crate) fn damage(connection: &Connection) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// The ledger where it is not the sum of what it is of: what it says, and what it should.
+pub(crate) fn wrong_ledger(connection: &Connection) -> Result<Option<((i64, i64), (i64, i64))>> {
+    let says = super::ledger(connection)?;
+    let is = connection.query_row(
+        "SELECT coalesce(sum(size), 0), coalesce(sum(inodes), 0) FROM records",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok((says != is).then_some((says, is)))
+}
+
+/// Adds the ledger up again.
+pub(crate) fn mend_ledger(transaction: &Transaction<'_>) -> Result<()> {
+    transaction.execute_batch(
+        "UPDATE meta SET value = (SELECT coalesce(sum(size), 0) FROM records) WHERE key = 'bytes';
+         UPDATE meta SET value = (SELECT coalesce(sum(inodes), 0) FROM records) WHERE key = 'inodes';",
+    )?;
+    Ok(())
+}
+
 /// Keys with results whose records are not there: key and record.
 pub(crate) fn stray_results(connection: &Connection) -> Result<Vec<(String, String)>> {
     let mut statement = connection.prepare(&format!("SELECT key, record {STRAY_RESULTS} LIMIT {LISTED}"))?;

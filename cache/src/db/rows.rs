@@ -355,6 +355,16 @@ pub(crate) fn blob_is_named(connection: &Connection, digest: &Digest) -> Result<
         .query_row(params![digest.to_string(), nanos(SystemTime::now())], |row| row.get(0))?)
 }
 
+/// Whether only one row wants this blob.
+pub(crate) fn blob_is_of_one(connection: &Connection, digest: &Digest) -> Result<bool> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT (SELECT count(*) FROM layer_blobs WHERE digest = ?1) <= 1
+                 AND NOT EXISTS (SELECT 1 FROM blob_leases WHERE digest = ?1 AND (expires IS NULL OR expires > ?2))",
+        )?
+        .query_row(params![digest.to_string(), nanos(SystemTime::now())], |row| row.get(0))?)
+}
+
 /// The size that a blob should have, if it is a layer.
 pub(crate) fn blob_size(connection: &Connection, digest: &Digest) -> Result<Option<u64>> {
     let size: Option<i64> = connection

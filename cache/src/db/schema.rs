@@ -166,6 +166,26 @@ ALTER TABLE records ADD COLUMN length INTEGER;
 
 -- What was being written when the daemon ended, so that the next start need not look at every record.
 CREATE INDEX records_in_writing ON records (seq) WHERE mutable = 1 AND dirty = 1;
+
+-- For the collector: the least used first, or those of some types.
+CREATE INDEX records_by_use ON records (coalesce(last_used_at, 0));
+CREATE INDEX records_by_type ON records (record_type) WHERE record_type <> 'regular';
+
+-- The ledger: what the snapshots of all records take.
+INSERT INTO meta (key, value) SELECT 'bytes', coalesce(sum(size), 0) FROM records;
+INSERT INTO meta (key, value) SELECT 'inodes', coalesce(sum(inodes), 0) FROM records;
+CREATE TRIGGER ledger_add AFTER INSERT ON records WHEN new.size IS NOT NULL BEGIN
+    UPDATE meta SET value = value + new.size WHERE key = 'bytes';
+    UPDATE meta SET value = value + coalesce(new.inodes, 0) WHERE key = 'inodes';
+END;
+CREATE TRIGGER ledger_change AFTER UPDATE OF size, inodes ON records BEGIN
+    UPDATE meta SET value = value + coalesce(new.size, 0) - coalesce(old.size, 0) WHERE key = 'bytes';
+    UPDATE meta SET value = value + coalesce(new.inodes, 0) - coalesce(old.inodes, 0) WHERE key = 'inodes';
+END;
+CREATE TRIGGER ledger_remove AFTER DELETE ON records WHEN old.size IS NOT NULL BEGIN
+    UPDATE meta SET value = value - old.size WHERE key = 'bytes';
+    UPDATE meta SET value = value - coalesce(old.inodes, 0) WHERE key = 'inodes';
+END;
 ";
 
 /// Brings the database to the newest version; refuses one from the future.

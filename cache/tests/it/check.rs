@@ -189,10 +189,12 @@ async fn a_check_finds_what_no_transaction_leaves() {
             "INSERT INTO key_results VALUES ('k', 'nobody', 1);
              INSERT INTO key_links VALUES ('from', 0, 'd', 0, '', 'unknown');
              INSERT INTO cache_keys VALUES ('idle'), ('k');
+             UPDATE meta SET value = value + 1 WHERE key = 'inodes';
              INSERT INTO blob_leases VALUES ('old', 'sha256:00', 1), ('new', 'sha256:00', NULL);",
         )
         .unwrap();
     let want = [
+        "ledger",
         "result-without-record",
         "link-without-key",
         "idle-key",

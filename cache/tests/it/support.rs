@@ -29,11 +29,16 @@ impl Fixture {
     }
 
     pub(crate) async fn open(dir: tempfile::TempDir) -> Self {
+        Self::open_with(dir, |_| ()).await
+    }
+
+    pub(crate) async fn open_with(dir: tempfile::TempDir, change: impl FnOnce(&mut CacheOptions)) -> Self {
         let (snapshots, content) = stores(dir.path());
         let mut options =
             CacheOptions::new(dir.path().join("kiln"), Arc::clone(&snapshots), Arc::clone(&content));
         // What is synced when is up to the test.
         options.checkpoint = std::time::Duration::from_secs(3600);
+        change(&mut options);
         let cache = CacheManager::open(options).await.unwrap();
         Self { dir, cache, content, snapshots }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use kiln_cache::{CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions};
+use kiln_cache::{CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions, Room};
 use kiln_content::LocalStore;
 use kiln_control::{Control, ControlOptions, Version};
 use kiln_engine::{BuildLimits, Engine, Worker};
@@ -28,12 +28,18 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use crate::listen::{self, Listener, Socket};
 use crate::notify::notify;
 use crate::settings::{NetworkMode, Settings};
+use crate::units::DiskSpace;
 use crate::{PACKAGE, VERSION, config, signals};
 
 /// Version of the Dockerfile language that the built-in frontend speaks.
 const DOCKERFILE_VERSION: &str = "1.26.0";
+/// How long after the start the garbage collector looks for the first time.
+const GC_FIRST: Duration = Duration::from_secs(1);
 /// How often the garbage collector looks whether there is too much.
 const GC_INTERVAL: Duration = Duration::from_secs(60);
+/// What stays free of a large disk, unless the configuration says; of a small one two in a hundred bytes and one in a
+/// hundred inodes do.
+const FLOOR: Room = Room { bytes: 1 << 30, inodes: 10_000 };
 /// How long open calls may take to end once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -98,11 +104,7 @@ impl Parts {
         let scratch = state.join("scratch");
         std::fs::create_dir_all(&scratch)
             .with_context(|| format!("failed to make `{}`", scratch.display()))?;
-        let snapshotter = Arc::new(OverlaySnapshotter::open(state.join("snapshots"))?);
-        let content = Arc::new(LocalStore::open(state.join("content"))?);
-        let cache = CacheManager::open(CacheOptions::new(&state, snapshotter, content.clone()))
-            .await
-            .context("failed to open the catalogue")?;
+        let (cache, content) = open_cache(settings, &state).await?;
         let executor = open_executor(settings, &state).await?;
         let sessions = Sessions::new();
         let registry = Registry::new(registry_config(settings)?);
@@ -137,6 +139,16 @@ impl Parts {
         let control = Control::new(engine.clone(), ControlOptions { version, gc_policies: policies.clone() });
         Ok(Self { engine, control, cache, sessions, executor, policies })
     }
+}
+
+/// Opens the catalogue and its stores below `state`.
+pub(crate) async fn open_cache(settings: &Settings, state: &Path) -> Result<(CacheManager, Arc<LocalStore>)> {
+    let snapshotter = Arc::new(OverlaySnapshotter::open(state.join("snapshots"))?);
+    let content = Arc::new(LocalStore::open(state.join("content"))?);
+    let mut options = CacheOptions::new(state, snapshotter, content.clone());
+    options.floor = floor(settings)?;
+    let cache = CacheManager::open(options).await.context("failed to open the catalogue")?;
+    Ok((cache, content))
 }
 
 async fn open_executor(settings: &Settings, state: &Path) -> Result<RuncExecutor> {
@@ -242,6 +254,20 @@ fn registry_config(settings: &Settings) -> Result<Config> {
     Ok(config)
 }
 
+/// What of the disk stays free whatever is built.
+fn floor(settings: &Settings) -> Result<Room> {
+    let disk = rustix::fs::statvfs(&settings.root)
+        .with_context(|| format!("failed to look at the disk of `{}`", settings.root.display()))?;
+    let whole = Room { bytes: disk.f_blocks.saturating_mul(disk.f_frsize), inodes: disk.f_files };
+    let of = |space: DiskSpace, all: u64| u64::try_from(space.bytes(all)).unwrap_or(0);
+    let bytes = settings.hard_min_free_space.map(|space| of(space, whole.bytes));
+    let inodes = settings.hard_min_free_inodes.map(|space| of(space, whole.inodes));
+    Ok(Room {
+        bytes: bytes.unwrap_or((whole.bytes / 50).min(FLOOR.bytes)),
+        inodes: inodes.unwrap_or((whole.inodes / 100).min(FLOOR.inodes)),
+    })
+}
+
 fn policies(settings: &Settings) -> Vec<GcPolicy> {
     if !settings.gc {
         return Vec::new();
@@ -252,7 +278,7 @@ fn policies(settings: &Settings) -> Vec<GcPolicy> {
     });
     let size = disk.map_or(0, |d| u64::try_from(d.total).unwrap_or(0));
     if settings.gc_policies.is_empty() {
-        let bytes = |space: Option<crate::units::DiskSpace>| space.map(|s| s.bytes(size));
+        let bytes = |space: Option<DiskSpace>| space.map(|s| s.bytes(size));
         let limits = settings.gc_limits;
         let limits = kiln_cache::GcLimits {
             reserved_space: bytes(limits.reserved),
@@ -265,7 +291,7 @@ fn policies(settings: &Settings) -> Vec<GcPolicy> {
 }
 
 fn configured(policy: &config::GcPolicy, size: u64) -> GcPolicy {
-    let bytes = |space: Option<crate::units::DiskSpace>| space.map_or(0, |s| s.bytes(size));
+    let bytes = |space: Option<DiskSpace>| space.map_or(0, |s| s.bytes(size));
     GcPolicy(PruneOptions {
         filters: policy.filters.clone(),
         all: policy.all,
@@ -278,9 +304,10 @@ fn configured(policy: &config::GcPolicy, size: u64) -> GcPolicy {
 
 /// Collects garbage, if there are policies, and forgets what is kept for a while only.
 async fn keep_house(engine: Engine, policies: Vec<GcPolicy>, stop: CancellationToken) {
+    let mut pause = GC_FIRST;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(GC_INTERVAL) => {}
+            () = tokio::time::sleep(std::mem::replace(&mut pause, GC_INTERVAL)) => {}
             () = stop.cancelled() => return,
         }
         engine.expire();
@@ -307,7 +334,7 @@ fn worker_id(state: &Path) -> Result<String> {
 }
 
 /// One daemon per root directory.
-fn lock(root: &Path) -> Result<std::fs::File> {
+pub(crate) fn lock(root: &Path) -> Result<std::fs::File> {
     use std::os::unix::fs::DirBuilderExt as _;
     if !root.exists() {
         std::fs::DirBuilder::new()

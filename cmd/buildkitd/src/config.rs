@@ -45,6 +45,11 @@ pub(crate) struct Kiln {
     pub(crate) silence_timeout: Option<ConfigDuration>,
     #[serde(rename = "buildTimeout")]
     pub(crate) build_timeout: Option<ConfigDuration>,
+    #[serde(rename = "hardMinFreeSpace")]
+    pub(crate) hard_min_free_space: Option<DiskSpace>,
+    /// A number, or a share of all.
+    #[serde(rename = "hardMinFreeInodes")]
+    pub(crate) hard_min_free_inodes: Option<DiskSpace>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -360,6 +365,8 @@ insecure-entitlements = [ "network.host", "security.insecure", "device" ]
   stepTimeout = "2h"
   silenceTimeout = 600
   buildTimeout = "6h"
+  hardMinFreeSpace = "512MB"
+  hardMinFreeInodes = "2%"
 "#;
 
     #[test]

@@ -55,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) dns: Option<Dns>,
     pub(crate) dockerfile_frontend: bool,
     pub(crate) gateway_frontend: bool,
+    pub(crate) hard_min_free_space: Option<DiskSpace>,
+    pub(crate) hard_min_free_inodes: Option<DiskSpace>,
     pub(crate) limits: Limits,
     /// Flags and keys that were given and change nothing yet.
     pub(crate) without_effect: Vec<String>,
@@ -181,6 +183,8 @@ impl Settings {
             dns: file.dns,
             dockerfile_frontend: file.frontend.dockerfile.enabled.unwrap_or(true),
             gateway_frontend: file.frontend.gateway.enabled.unwrap_or(true),
+            hard_min_free_space: file.kiln.hard_min_free_space,
+            hard_min_free_inodes: file.kiln.hard_min_free_inodes,
             limits: limits(file.kiln)?,
             without_effect,
         })

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::driver::{CachedResult, JobKeys, LimitExceeded, Shared};
 use crate::error::SolveError;
 use crate::key_source::KeySource;
-use crate::op::{JobContext, OpContext, WaiterSet};
+use crate::op::{JobContext, OpContext, ResultRef, WaiterSet};
 use crate::progress::{JobLog, ProgressEvent, ProgressStream, VertexEvent, VertexProgress, WarningEvent};
 use crate::scheduler::{BuildId, Event, JobId};
 use crate::vertex::{Edge, Graph, VertexDigest};

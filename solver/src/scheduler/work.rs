@@ -474,21 +474,8 @@ impl Scheduler {
         }
     }
 
-    /// Makes all nodes of a job forget a result that somebody outside has found lost.
-    pub(super) fn result_lost(&mut self, job: JobId, lost: &ResultRef, effects: &mut Vec<Effect>) {
-        let Some(state) = self.jobs.get(&job) else { return };
-        let mut holders = Vec::new();
-        for &id in state.nodes.values() {
-            holders.extend(self.nodes[id].outputs_with(lost).map(|output| (id, output)));
-        }
-        holders.sort_unstable();
-        for (id, output) in holders {
-            self.reset(id, output, lost, effects);
-        }
-    }
-
     /// Makes a node forget a result that is lost.
-    fn reset(&mut self, id: NodeId, output: OutputIndex, lost: &ResultRef, effects: &mut Vec<Effect>) {
+    pub(super) fn reset(&mut self, id: NodeId, output: OutputIndex, lost: &ResultRef, effects: &mut Vec<Effect>) {
         let forced = self.nodes[id].forced();
         let waiting = self.nodes[id].wait.pending > 0;
         let out = self.nodes[id].out_mut(output);

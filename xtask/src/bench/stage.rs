@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use kiln_tests::{Binaries, Daemon, DaemonOptions};
+use kiln_tests::{Binaries, Daemon, DaemonOptions, Finished};
 
 use super::lab::Lab;
 
@@ -15,6 +15,8 @@ use super::lab::Lab;
 const BUILD_LIMIT: Duration = Duration::from_secs(300);
 /// How long a daemon has had nothing to do when its memory is read.
 const IDLE: Duration = Duration::from_secs(1);
+/// When the collector has looked for the first time, which it does a second after the start.
+const FIRST_COLLECTION: Duration = Duration::from_secs(3);
 
 /// A daemon with an empty root, and a directory for what it exports. Dropped, both are gone.
 #[derive(Debug)]
@@ -22,19 +24,20 @@ pub(super) struct Stage<'a> {
     pub(super) lab: &'a Lab,
     /// Seconds from the start of the process until its socket accepted.
     pub(super) startup: f64,
+    binaries: &'a Binaries,
     daemon: Daemon,
     out: tempfile::TempDir,
 }
 
 impl<'a> Stage<'a> {
     /// Starts a daemon of `binaries`.
-    pub(super) fn start(lab: &'a Lab, binaries: &Binaries) -> Result<Self> {
+    pub(super) fn start(lab: &'a Lab, binaries: &'a Binaries) -> Result<Self> {
         let out = tempfile::Builder::new().prefix("kiln-bench-out-").tempdir()?;
         // Only the worker that the scenarios are about, also where a containerd runs.
         let args = ["--oci-worker=true", "--containerd-worker=false"].map(String::from).to_vec();
         let start = Instant::now();
         let daemon = Daemon::start(binaries, DaemonOptions { args, ..DaemonOptions::default() })?;
-        Ok(Self { lab, startup: start.elapsed().as_secs_f64(), daemon, out })
+        Ok(Self { lab, startup: start.elapsed().as_secs_f64(), binaries, daemon, out })
     }
 
     /// Solves the lab's definition `name` so many times over one connection; the seconds of each.
@@ -60,7 +63,7 @@ impl<'a> Stage<'a> {
     }
 
     fn measure(&self, options: &[&str], what: &[&OsStr]) -> Result<Vec<f64>> {
-        let mut client = Command::new(&self.lab.client);
+        let mut client = Command::new(self.lab.program("measure"));
         client.arg(self.daemon.address()).args(options).args(what);
         let stdout = self.out.path().join("stdout");
         self.bounded(&client, std::fs::File::create(&stdout)?)?;
@@ -102,6 +105,35 @@ impl<'a> Stage<'a> {
         let dest: PathBuf = self.out.path().join("image.tar");
         let output = format!("--output=type=oci,dest={},compression={compression}", dest.display());
         self.build(context, &[&output])
+    }
+
+    /// Starts a daemon on a catalogue of so many records: seconds until its socket accepts, and its resident memory in
+    /// MiB after the collector has looked for the first time.
+    pub(super) fn start_filled(&self, records: u32) -> Result<(f64, f64)> {
+        let root = Some(self.lab.filled(records));
+        let start = Instant::now();
+        let daemon = Daemon::start(self.binaries, DaemonOptions { root, ..DaemonOptions::default() })?;
+        let took = start.elapsed().as_secs_f64();
+        std::thread::sleep(FIRST_COLLECTION);
+        let pid = daemon.pid().context("the daemon is gone")?;
+        Ok((took, status_kib(pid, "VmRSS:") as f64 / 1024.0))
+    }
+
+    /// Seconds that one look-up, one insert and one removal take in a catalogue of so many records.
+    pub(super) fn catalogue_costs(&self, records: u32) -> Result<[f64; 3]> {
+        let mut cost = Command::new(self.lab.program("catalogue"));
+        let out = Finished::run(cost.arg("cost").arg(self.lab.filled(records).join("kiln")))?.success()?;
+        let numbers: Vec<f64> = out.stdout.lines().map(str::parse).collect::<Result<_, _>>()?;
+        numbers.try_into().map_err(|_| anyhow::anyhow!("not three numbers:\n{}", out.stdout))
+    }
+
+    /// Removes every record; the seconds it took.
+    pub(super) fn prune(&self) -> Result<f64> {
+        let start = Instant::now();
+        let pruned = self.daemon.run(&["prune", "--all", "--format={{json .}}"])?.success()?;
+        let took = start.elapsed().as_secs_f64();
+        eprintln!("{} records pruned", pruned.stdout.lines().count());
+        Ok(took)
     }
 
     /// Resident memory of the daemon and its helpers after a moment without work, in MiB.
