@@ -67,7 +67,8 @@ async fn fill(dir: &Path, records: u64) -> Result<()> {
                  created_at, last_used_at, usage_count, changed)
              VALUES (?1, ?2, 0, 0, ?2, ?3, 1, 10, 'mount / from exec /bin/sh -c make', 'regular', 0, ?4, ?4, ?5, 0)",
         )?;
-        let mut parent = transaction.prepare("INSERT INTO parents (record, position, parent) VALUES (?1, 0, ?2)")?;
+        let mut parent =
+            transaction.prepare("INSERT INTO parents (record, position, parent) VALUES (?1, 0, ?2)")?;
         let mut known = transaction.prepare("INSERT INTO cache_keys (id) VALUES (?1)")?;
         let mut result =
             transaction.prepare("INSERT INTO key_results (key, record, created_at) VALUES (?1, ?2, ?3)")?;
@@ -138,10 +139,8 @@ async fn cost(dir: &Path) -> Result<()> {
     }
 
     let total = i64::try_from(records)? * SIZE;
-    let options = PruneOptions {
-        max_used_space: total - i64::try_from(TIMES)? * SIZE,
-        ..PruneOptions::default()
-    };
+    let options =
+        PruneOptions { max_used_space: total - i64::try_from(TIMES)? * SIZE, ..PruneOptions::default() };
     let (tell, mut told) = tokio::sync::mpsc::channel(64);
     let count = async {
         let mut count = 0_u32;

@@ -1,11 +1,6 @@
 //! Looking whether the catalogue and the stores agree, and mending what does not.
 
-use std::{
-    collections::HashSet,
-    fmt,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::HashSet, fmt, sync::Arc, time::SystemTime};
 
 use kiln_content::ContentStoreExt as _;
 use kiln_digest::Digest;
@@ -339,10 +334,7 @@ impl Checking<'_> {
             (None, _) => (Fault::SnapshotMissing, String::new()),
             (Some(now), Some(then)) if !then.is_still(&now) => (
                 Fault::SnapshotDamaged,
-                format!(
-                    "{} files of {}, {} bytes of {}: ",
-                    now.inodes, then.inodes, now.length, then.length
-                ),
+                format!("{} files of {}, {} bytes of {}: ", now.inodes, then.inodes, now.length, then.length),
             ),
             _ => return Ok(()),
         };

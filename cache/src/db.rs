@@ -8,8 +8,8 @@ pub(crate) mod check;
 pub(crate) mod keys;
 pub(crate) mod leaves;
 pub(crate) mod memos;
-pub(crate) mod rows;
 mod reserve;
+pub(crate) mod rows;
 mod schema;
 
 use std::{
@@ -235,7 +235,9 @@ fn set_aside(path: &Path, error: &rusqlite::Error) -> Result<()> {
         to.push(format!(".{mark}.bak"));
         match std::fs::rename(&from, &to) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(format!("set the damaged catalogue `{}` aside", path.display()))(error));
+                return Err(Error::io(format!("set the damaged catalogue `{}` aside", path.display()))(
+                    error,
+                ));
             }
             _ => {}
         }

@@ -256,9 +256,9 @@ impl<'a, W: Fn(&UsageRecord) -> bool> Heap<'a, W> {
             }
             let (reader, scope, mut cursor) = (Arc::clone(self.inner), self.scope.clone(), self.cursor);
             let (seqs, cursor) = blocking(move || {
-                reader.db().read(|connection| {
-                    Ok((leaves::next(connection, &scope, &mut cursor, LEAVES)?, cursor))
-                })
+                reader
+                    .db()
+                    .read(|connection| Ok((leaves::next(connection, &scope, &mut cursor, LEAVES)?, cursor)))
             })
             .await?;
             self.cursor = cursor;

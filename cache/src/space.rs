@@ -229,8 +229,15 @@ async fn relieve(inner: &Arc<Inner>) -> Result<()> {
     if !space.is_short(false)? {
         return Ok(());
     }
-    let works: Vec<(u64, SnapshotId)> =
-        space.works().running.iter().map(|(id, work)| (*id, work.snapshot.clone())).collect();
+    // What has been stopped and does not end is left to itself.
+    let still_on = |(_, work): &(&u64, &Work)| !work.stop.is_cancelled();
+    let works: Vec<(u64, SnapshotId)> = space
+        .works()
+        .running
+        .iter()
+        .filter(still_on)
+        .map(|(id, work)| (*id, work.snapshot.clone()))
+        .collect();
     let mut largest = None;
     for (id, snapshot) in works {
         // What is only being unpacked has no measure, and is stopped last.
@@ -243,10 +250,8 @@ async fn relieve(inner: &Arc<Inner>) -> Result<()> {
     changed.as_mut().enable();
     let stop = space.works().running.get(&id).map(|work| work.stop.clone());
     let Some(stop) = stop else { return Ok(()) };
-    if !stop.is_cancelled() {
-        tracing::warn!(bytes, inodes, "the disk is nearly full: the work that takes the most is stopped");
-        stop.cancel();
-    }
+    tracing::warn!(bytes, inodes, "the disk is nearly full: the work that takes the most is stopped");
+    stop.cancel();
     // Its end lets go of its space.
     let ended = async {
         while space.works().running.contains_key(&id) {

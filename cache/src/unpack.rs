@@ -78,13 +78,19 @@ impl Ref {
                     }
                     return Ok(snapshot);
                 }
-                // Only this store had it, and it is not what it was.
-                Err(error) if blob.source.is_empty() && error.is_of_blob() => {
-                    tracing::warn!(record = %self.id(), %error, "a stored layer does not unpack and is dropped");
-                    inner.content().delete(&blob.descriptor.digest).await?;
-                    count(&inner.losses.blobs, 1);
+                Err(error) => {
+                    let digest = &blob.descriptor.digest;
+                    // If only this store has it, and it is not what it was, the layer is lost. A disk that is full is
+                    // no fault of the blob.
+                    let only_here = blob.source.is_empty() && error.is_of_blob();
+                    if only_here && !inner.content().is_intact(digest).await? {
+                        tracing::warn!(record = %self.id(), %error, "a stored layer was damaged and is dropped");
+                        inner.content().delete(digest).await?;
+                        count(&inner.losses.blobs, 1);
+                    } else {
+                        failure = Some(error);
+                    }
                 }
-                Err(error) => failure = Some(error),
             }
         }
         match failure {
@@ -203,6 +209,9 @@ async fn unpack_blob(
         Err(error @ (Error::Content(_) | Error::Io { .. } | Error::DiffId { .. }))
             if was_here && !blob.source.is_empty() =>
         {
+            if inner.content().is_intact(&digest).await? {
+                return Err(error);
+            }
             tracing::warn!(%digest, %error, "a stored layer does not unpack and is fetched again");
             count(&inner.losses.blobs, 1);
             inner.content().delete(&digest).await?;

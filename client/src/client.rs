@@ -4,8 +4,7 @@ use futures::{Stream, StreamExt as _};
 use kiln_api::control::control_client::ControlClient;
 use kiln_api::control::{
     BuildHistoryEvent, BuildHistoryRequest, DiskUsageRequest, InfoRequest, InfoResponse, ListWorkersRequest,
-    PruneRequest,
-    StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UsageRecord,
+    PruneRequest, StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UsageRecord,
 };
 use kiln_api::kiln::catalogue_client::CatalogueClient;
 use kiln_api::kiln::{CheckRequest, CheckResponse};

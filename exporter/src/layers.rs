@@ -9,7 +9,8 @@ use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use kiln_cache::{BlobProvider, Layer, LayerBlob, RecordId, Ref};
 use kiln_content::layer::{self, DiffInfo, DiffOptions};
 use kiln_content::{
-    CodecOptions, CodecPool, Compression, ContentStore, ContentStoreExt as _, Descriptor, compressor, decompressor, media_type,
+    CodecOptions, CodecPool, Compression, ContentStore, ContentStoreExt as _, Descriptor, compressor,
+    decompressor, media_type,
 };
 use kiln_digest::Digest;
 use tokio::sync::{Semaphore, mpsc};

@@ -98,8 +98,11 @@ impl Load<'_> {
 
     fn prunes(&self) -> Result<()> {
         loop {
-            let pruned =
-                self.daemon.run(&["prune", "--filter=description~=/kills", "--filter=type==exec.cachemount"])?;
+            let pruned = self.daemon.run(&[
+                "prune",
+                "--filter=description~=/kills",
+                "--filter=type==exec.cachemount",
+            ])?;
             if pruned.code != 0 {
                 return Ok(());
             }
@@ -163,7 +166,14 @@ fn a_daemon_killed_at_any_moment_loses_nothing() -> Result<()> {
     let mut starts = Vec::new();
     for kill in 0..kills {
         let pid = daemon.pid().context("no daemon")?;
-        let load = Load { daemon: &daemon, base: &base, pulled: &pulled, contexts: &contexts, next: &next, done: &done };
+        let load = Load {
+            daemon: &daemon,
+            base: &base,
+            pulled: &pulled,
+            contexts: &contexts,
+            next: &next,
+            done: &done,
+        };
         let before = lock(&done).len();
         std::thread::scope(|scope| -> Result<()> {
             let clients = [
@@ -187,14 +197,23 @@ fn a_daemon_killed_at_any_moment_loses_nothing() -> Result<()> {
         daemon.restart()?;
         starts.push(start.elapsed());
         let check = daemon.run(&["debug", "fsck", "--digests", "--format=json"])?;
-        let worse: Vec<_> = check.stdout.lines().filter(|line| !line.contains(r#""gravity":"litter""#)).collect();
+        let worse: Vec<_> =
+            check.stdout.lines().filter(|line| !line.contains(r#""gravity":"litter""#)).collect();
         ensure!(worse.is_empty() && check.code == 0, "kill {kill}: {check:?}");
         // What was completed is cached, and is what it was.
-        let load = Load { daemon: &daemon, base: &base, pulled: &pulled, contexts: &contexts, next: &next, done: &done };
+        let load = Load {
+            daemon: &daemon,
+            base: &base,
+            pulled: &pulled,
+            contexts: &contexts,
+            next: &next,
+            done: &done,
+        };
         let completed: Vec<Done> = lock(&done).clone();
         let newest = completed.iter().rev().take(LOOKED_FOR.min(completed.len() - before));
-        let any = (!completed.is_empty())
-            .then(|| &completed[usize::try_from(below(&mut random, completed.len() as u64)).unwrap_or_default()]);
+        let any = (!completed.is_empty()).then(|| {
+            &completed[usize::try_from(below(&mut random, completed.len() as u64)).unwrap_or_default()]
+        });
         for Done { client, mark, once } in newest.chain(any) {
             let (finished, out) = load.build(*client, mark)?;
             let log = finished.success().with_context(|| format!("kill {kill}, {mark}"))?.stderr;

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use kiln_tests::{Binaries, Finished};
+use kiln_tests::{Binaries, DaemonOptions, Finished};
 
 use crate::support::{Site, check_contains};
 
@@ -22,8 +22,13 @@ COPY --from=a /all /all
 COPY --from=b /sum /sum
 ";
 
-const FILES: &[(&str, &str)] =
-    &[("Dockerfile", MIXED), ("files/x", "x\n"), ("files/y", "yy\n"), ("files/z/z", "zzz\n"), ("files/w", "w\n")];
+const FILES: &[(&str, &str)] = &[
+    ("Dockerfile", MIXED),
+    ("files/x", "x\n"),
+    ("files/y", "yy\n"),
+    ("files/z/z", "zzz\n"),
+    ("files/w", "w\n"),
+];
 
 fn snapshots(site: &Site) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
@@ -176,7 +181,8 @@ fn a_check_reports_and_repairs() -> Result<()> {
 
 /// Allocated bytes below a directory, as `du -x` counts them.
 fn allocated(dir: &Path) -> Result<u64> {
-    let out = Finished::run(std::process::Command::new("du").args(["-x", "-s", "-B1"]).arg(dir))?.success()?;
+    let out =
+        Finished::run(std::process::Command::new("du").args(["-x", "-s", "-B1"]).arg(dir))?.success()?;
     out.stdout.split_whitespace().next().context("no number")?.parse().context("no number")
 }
 
@@ -203,5 +209,44 @@ fn usage_equals_what_is_on_disk() -> Result<()> {
     check_contains(&left, &["Total:\t\t0B"]);
     let empty = allocated(&kiln.join("snapshots"))? + allocated(&kiln.join("content"))?;
     ensure!(empty < 100_000, "{empty} bytes left after everything was pruned");
+    Ok(())
+}
+
+#[test]
+fn a_disk_that_fills_up_costs_old_records_and_then_one_build() -> Result<()> {
+    // More stays free than the step below writes between two looks at the disk.
+    let config = "[kiln]\nhardMinFreeSpace = \"48MB\"\n".to_owned();
+    let options = DaemonOptions { disk: Some(160), config, ..DaemonOptions::default() };
+    let site = Site::with_options(&[], options)?;
+    // More than fits: the older ones go.
+    for round in 0..8 {
+        let built = site.dockerfile(
+            &format!(
+                "ARG BASE\nFROM $BASE AS b\nRUN head -c 30000000 /dev/zero > /big && echo {round} > /made\n\
+                 FROM scratch\nCOPY --from=b /made /\n"
+            ),
+            &[],
+        )?;
+        assert_eq!(built.read("made")?, format!("{round}\n"));
+    }
+    // A step that does not end until it is stopped, beside one that needs little.
+    site.write(&[("Dockerfile", "ARG BASE\nFROM $BASE\nRUN sleep 3 && echo small > /made\n")])?;
+    let out = tempfile::tempdir()?;
+    let small = site.start(&[&format!("--output=type=local,dest={}", out.path().display())])?;
+    small.wait_for("RUN sleep 3")?;
+    let fill = "ARG BASE\nFROM $BASE\nRUN while head -c 4000000 /dev/zero >> /big; do sleep 0.02; done\n";
+    site.write(&[("Dockerfile", fill)])?;
+    let failed = site.build(&[])?.failure()?;
+    check_contains(
+        &failed.stderr,
+        &["no space left on device for builds", "have to stay free", "kiln.hardMinFreeSpace"],
+    );
+    small.finish()?.success()?;
+    assert_eq!(std::fs::read_to_string(out.path().join("made"))?, "small\n");
+    // The next one has room, and the daemon is well.
+    let next = site.dockerfile("ARG BASE\nFROM $BASE\nRUN head -c 20000000 /dev/zero > /big\n", &[])?;
+    ensure!(next.path().join("big").exists());
+    fsck(&site, &[])?.success()?;
+    assert!(!site.daemon.log().contains("panicked"), "{}", site.daemon.log());
     Ok(())
 }

@@ -14,7 +14,8 @@ const CHAIN: &str = "WITH RECURSIVE up (seq) AS (SELECT seq FROM records WHERE i
 const ALL: &str = "WITH up (seq) AS (SELECT seq FROM records WHERE ?1 IS NULL)";
 
 /// Some of the records after a number.
-const PAGE: &str = "WITH up (seq) AS (SELECT seq FROM records WHERE seq > CAST(?1 AS INTEGER) ORDER BY seq LIMIT 256)";
+const PAGE: &str =
+    "WITH up (seq) AS (SELECT seq FROM records WHERE seq > CAST(?1 AS INTEGER) ORDER BY seq LIMIT 256)";
 
 /// The next records after `seq`, oldest first, and the number of the last one; none when there are no more.
 pub(crate) fn page(connection: &Connection, seq: i64) -> Result<Option<(i64, Vec<RecordRow>)>> {

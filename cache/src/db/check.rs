@@ -7,14 +7,14 @@ use crate::Result;
 /// Findings of one kind that are listed.
 const LISTED: i64 = 1000;
 /// Keys that lead nowhere: nothing was saved under them, and nothing stands on them.
-const IDLE_KEYS: &str = "FROM cache_keys WHERE NOT EXISTS (SELECT 1 FROM key_results r WHERE r.key = cache_keys.id)
+const IDLE_KEYS: &str =
+    "FROM cache_keys WHERE NOT EXISTS (SELECT 1 FROM key_results r WHERE r.key = cache_keys.id)
     AND NOT EXISTS (SELECT 1 FROM key_links l WHERE l.key = cache_keys.id)";
 /// Links to keys that are not known.
 const STRAY_LINKS: &str =
     "FROM key_links WHERE NOT EXISTS (SELECT 1 FROM cache_keys k WHERE k.id = key_links.target)";
 /// Results whose records are not there.
-const STRAY_RESULTS: &str =
-    "FROM key_results WHERE record <> '' AND NOT EXISTS (SELECT 1 FROM records r WHERE r.id = key_results.record)";
+const STRAY_RESULTS: &str = "FROM key_results WHERE record <> '' AND NOT EXISTS (SELECT 1 FROM records r WHERE r.id = key_results.record)";
 
 /// What the database itself finds wrong, a line each.
 pub(crate) fn damage(connection: &Connection) -> Result<Vec<String>> {

@@ -44,8 +44,8 @@ impl Reserve {
         if self.path.exists() || self.free().is_none_or(|free| free < ROOMY) {
             return;
         }
-        let taken = File::create(&self.path)
-            .and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, KEPT)?));
+        let taken =
+            File::create(&self.path).and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, KEPT)?));
         if let Err(error) = taken {
             // A filesystem that cannot do it keeps none.
             tracing::debug!(%error, "no reserve for the catalogue");

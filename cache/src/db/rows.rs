@@ -484,8 +484,9 @@ pub(crate) fn unsynced(connection: &Connection) -> Result<Vec<RecordId>> {
 
 /// All received contexts that can still change.
 pub(crate) fn contexts(connection: &Connection) -> Result<Vec<RecordId>> {
-    let mut statement = connection
-        .prepare("SELECT id FROM records WHERE mutable = 1 AND record_type <> 'exec.cachemount' ORDER BY seq")?;
+    let mut statement = connection.prepare(
+        "SELECT id FROM records WHERE mutable = 1 AND record_type <> 'exec.cachemount' ORDER BY seq",
+    )?;
     ids(statement.query([])?)
 }
 

@@ -20,8 +20,9 @@ fn version(database: &Path) -> u32 {
 /// The tables and indexes, as SQL.
 fn schema(database: &Path) -> Vec<String> {
     let connection = Connection::open(database).unwrap();
-    let mut statement =
-        connection.prepare("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type, name").unwrap();
+    let mut statement = connection
+        .prepare("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type, name")
+        .unwrap();
     let rows = statement.query_map([], |row| row.get(0)).unwrap();
     rows.collect::<Result<_, _>>().unwrap()
 }
@@ -104,7 +105,8 @@ async fn what_is_no_catalogue_is_set_aside() {
         let base = fixture.layer(None, "a", "1").await;
         fixture.save("base", &base).await;
         let names = std::fs::read_dir(fixture.dir.path().join("kiln")).unwrap();
-        let aside = names.filter(|name| name.as_ref().unwrap().path().extension().is_some_and(|e| e == "bak"));
+        let aside =
+            names.filter(|name| name.as_ref().unwrap().path().extension().is_some_and(|e| e == "bak"));
         assert_eq!(aside.count(), 1, "offset {offset}");
         assert!(fixture.reopen().await.find("base").await.is_some());
     }

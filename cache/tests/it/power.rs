@@ -98,7 +98,8 @@ impl Stopped {
         let what = format!("{log} of {} bytes of the log, files {fate:?}", self.log);
         let dir = copy(self.dir.path());
         let database = dir.path().join("kiln/catalogue.db");
-        let file = std::fs::File::options().write(true).open(dir.path().join("kiln/catalogue.db-wal")).unwrap();
+        let file =
+            std::fs::File::options().write(true).open(dir.path().join("kiln/catalogue.db-wal")).unwrap();
         file.set_len(log).unwrap();
         for snapshot in snapshots(dir.path()).difference(&self.safe) {
             let mut written = Vec::new();

@@ -75,7 +75,10 @@ async fn who_works_alone_fails_at_once() {
     let error = fixture.cache.new_mutable(None, options("a step")).await.unwrap_err();
     assert!(matches!(error, Error::NoSpace { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains("0 bytes and 0 inodes are free, 1048576 bytes and 0 inodes have to stay"), "{text}");
+    assert!(
+        text.contains("0 bytes and 0 inodes are free, 1048576 bytes and 0 inodes have to stay"),
+        "{text}"
+    );
     disk.others.store(0, Ordering::SeqCst);
     fixture.cache.new_mutable(None, options("a step")).await.unwrap();
 }

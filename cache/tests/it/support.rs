@@ -8,7 +8,8 @@ use std::{
 };
 
 use kiln_cache::{
-    BlobProvider, BoxError, CacheManager, CacheOptions, CheckOptions, LayerBlob, NoProvider, RecordOptions, RecordType, Ref,
+    BlobProvider, BoxError, CacheManager, CacheOptions, CheckOptions, LayerBlob, NoProvider, RecordOptions,
+    RecordType, Ref,
 };
 use kiln_content::{ContentStore, ContentStoreExt, Descriptor, LocalStore, layer};
 use kiln_digest::Digest;

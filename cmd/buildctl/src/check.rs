@@ -42,7 +42,9 @@ pub(crate) async fn run(connection: &Connection<'_>, parsed: &Parsed) -> Result<
         if let Some(summary) = answer.summary.filter(|_| format.is_none()) {
             let (records, snapshots, blobs) = (summary.records, summary.snapshots, summary.blobs);
             let findings = summary.findings;
-            print(&format!("{records} records, {snapshots} snapshots, {blobs} blobs: {findings} findings\n"))?;
+            print(&format!(
+                "{records} records, {snapshots} snapshots, {blobs} blobs: {findings} findings\n"
+            ))?;
         }
     }
     match left {

@@ -15,7 +15,8 @@ pub(crate) async fn run(settings: &Settings, repair: bool) -> Result<()> {
     let _lock = lock(&settings.root)?;
     let (cache, _content) = open_cache(settings, &settings.root.join("kiln")).await?;
     let (tell, told) = mpsc::channel(FINDINGS);
-    let (summary, left) = tokio::join!(cache.check(CheckOptions { digests: true, repair }, tell), print(told));
+    let (summary, left) =
+        tokio::join!(cache.check(CheckOptions { digests: true, repair }, tell), print(told));
     let summary = summary?;
     cache.close().await?;
     line(&format!(

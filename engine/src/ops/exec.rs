@@ -161,15 +161,8 @@ impl ExecOp {
         let id = ContainerId::new(common::random_id()).map_err(OpError::failed)?;
         let (output, mut chunks) = mpsc::channel(OUTPUT_CHUNKS);
         let args = process.args.join(" ");
-        let running = self.worker.executor.run(
-            &id,
-            root,
-            mounts,
-            process,
-            ProcessIo::new(output),
-            None,
-            stop.clone(),
-        );
+        let running =
+            self.worker.executor.run(&id, root, mounts, process, ProcessIo::new(output), None, stop.clone());
         let logging = async {
             while let Some(chunk) = chunks.recv().await {
                 match chunk {

@@ -199,7 +199,10 @@ impl Node {
     }
 
     /// Returns the outputs that have this very result.
-    pub(super) fn outputs_with<'a>(&'a self, result: &'a ResultRef) -> impl Iterator<Item = OutputIndex> + 'a {
+    pub(super) fn outputs_with<'a>(
+        &'a self,
+        result: &'a ResultRef,
+    ) -> impl Iterator<Item = OutputIndex> + 'a {
         let has = |out: &Out| {
             let done = out.done.as_ref().and_then(|done| done.result.as_ref());
             done.is_some_and(|its| Arc::ptr_eq(its, result))
