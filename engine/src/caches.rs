@@ -265,38 +265,34 @@ impl Import {
     }
 
     async fn read(&self, build: Arc<BuildState>, cx: OpContext) -> Result<ImportedKeys, String> {
-        let reading = self.read_now(&build, &cx.progress);
-        let read = match tokio::time::timeout(PATIENCE, reading).await {
-            Ok(read) => read,
-            Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
-        };
-        read.map_err(|reason| match reason.as_str() {
-            _ if reason.starts_with("unknown cache importer") => reason,
-            _ => format!("failed to configure {} cache importer: {reason}", self.spec.kind),
-        })
-    }
-
-    async fn read_now(&self, build: &BuildState, progress: &VertexProgress) -> Result<ImportedKeys, String> {
-        let failed = |error: kiln_remotecache::Error| chain(&error);
+        let not_configured =
+            |reason: String| format!("failed to configure {} cache importer: {reason}", self.spec.kind);
+        let failed = |error: kiln_remotecache::Error| not_configured(chain(&error));
         let (worker, session) = (&build.worker, &build.info.session_id);
-        let (origin, root): (Arc<dyn CacheOrigin>, _) = match self.spec.kind.as_str() {
-            "local" => {
-                let (origin, root) =
-                    LocalCache::origin(&worker.sessions, session, &self.spec.attrs).map_err(failed)?;
-                (Arc::new(origin), root)
-            }
-            "registry" => {
-                let origin = registry(worker, session, &self.spec.attrs).map_err(failed)?;
-                let root = origin.resolve().await.map_err(failed)?;
-                (Arc::new(origin), root)
-            }
-            kind if NOT_YET.contains(&kind) => return Err("it is not supported yet".to_owned()),
-            other => return Err(format!("unknown cache importer: {other}")),
+        let reading = async {
+            let (origin, root): (Arc<dyn CacheOrigin>, _) = match self.spec.kind.as_str() {
+                "local" => {
+                    let (origin, root) =
+                        LocalCache::origin(&worker.sessions, session, &self.spec.attrs).map_err(failed)?;
+                    (Arc::new(origin), root)
+                }
+                "registry" => {
+                    let origin = registry(worker, session, &self.spec.attrs).map_err(failed)?;
+                    let root = origin.resolve().await.map_err(failed)?;
+                    (Arc::new(origin), root)
+                }
+                kind if NOT_YET.contains(&kind) => {
+                    return Err(not_configured("it is not supported yet".to_owned()));
+                }
+                other => return Err(format!("unknown cache importer: {other}")),
+            };
+            let opened = open(&*origin, &root).await.map_err(failed)?;
+            drop(Part::begin(&cx.progress, &format!("inferred cache manifest type: {}", opened.kind)));
+            let target = LayerStore { cache: worker.cache.clone(), content: worker.content.clone() };
+            Ok(ImportedKeys::new(&self.id, root.digest, opened, origin, target))
         };
-        let opened = open(&*origin, &root).await.map_err(failed)?;
-        drop(Part::begin(progress, &format!("inferred cache manifest type: {}", opened.kind)));
-        let target = LayerStore { cache: worker.cache.clone(), content: worker.content.clone() };
-        Ok(ImportedKeys::new(&self.id, root.digest, opened, origin, target))
+        let late = |_| Err(not_configured(format!("no answer within {} s", PATIENCE.as_secs())));
+        tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(late)
     }
 
     fn keys(&self) -> Option<&ImportedKeys> {

@@ -18,7 +18,7 @@ use kiln_solver::{
 use tokio::sync::OnceCell;
 
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::open::{CacheOrigin, Opened};
 use crate::{CREATED_AT, DESCRIPTION, UNCOMPRESSED};
 
@@ -274,7 +274,8 @@ impl KeySource for ImportedKeys {
         match self.open(record).await {
             Ok(state) => state.map(|state| Some(Arc::new(state) as ResultRef)),
             Err(error) => {
-                tracing::warn!(cache = %self.name, error = chain_of(&error), "an imported result cannot be had");
+                let error: &(dyn std::error::Error + 'static) = &error;
+                tracing::warn!(cache = %self.name, error, "an imported result cannot be had");
                 None
             }
         }
@@ -325,14 +326,4 @@ fn diff_id(descriptor: &Descriptor) -> Option<Digest> {
         None => (Compression::of_media_type(&descriptor.media_type) == Some(Compression::Uncompressed))
             .then_some(descriptor.digest),
     }
-}
-
-fn chain_of(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -121,19 +121,14 @@ fn independent_stages_run_at_the_same_time() -> Result<()> {
 }
 
 /// A step that says in the shared mount that it runs, and then waits for leave. `mark` tells it from those of other tests.
+/// Its output is not its text, so that a client that shows `it waits` has seen it run.
 fn waiting_step(mark: &str) -> String {
     format!(
-        "ARG BASE\nFROM $BASE AS slow\nRUN --mount=type=cache,target=/sync : {mark}; echo run >> /sync/runs; {}; cat /sync/runs > /runs\n\
+        "ARG BASE\nFROM $BASE AS slow\nRUN --mount=type=cache,target=/sync : {mark}; echo run >> /sync/runs; echo it' 'waits; {}; cat /sync/runs > /runs\n\
          FROM $BASE AS go\nARG NOW\nRUN --mount=type=cache,target=/sync touch /sync/go\n\
          FROM scratch\nCOPY --from=slow /runs /\n",
         until("go"),
     )
-}
-
-fn wait_for_step(mark: &str) -> Result<()> {
-    wait_for("the step to run", LIMIT, None, || {
-        processes_with(&format!(": {mark};")).is_ok_and(|p| !p.is_empty())
-    })
 }
 
 fn wait_for_end(mark: &str) -> Result<()> {
@@ -149,7 +144,7 @@ fn two_clients_that_want_the_same_step_run_it_once() -> Result<()> {
     let dirs = [tempfile::tempdir()?, tempfile::tempdir()?];
     let outputs = dirs.each_ref().map(|d| format!("--output=type=local,dest={}", d.path().display()));
     let one = site.start(&[&outputs[0]])?;
-    wait_for_step(&mark)?;
+    one.wait_for("it waits")?;
     let two = site.start(&[&outputs[1]])?;
     two.wait_for("RUN --mount")?;
     site.build(&["--opt=target=go"])?.success()?;
@@ -166,7 +161,7 @@ fn a_killed_client_stops_its_own_step() -> Result<()> {
     let mark = unique()?;
     let site = Site::new(&[("Dockerfile", &waiting_step(&mark))])?;
     let client = site.start(&[])?;
-    wait_for_step(&mark)?;
+    client.wait_for("it waits")?;
     client.kill()?;
     wait_for_end(&mark)?;
     wait_for("its mounts to be gone", LIMIT, None, || {
@@ -184,7 +179,7 @@ fn an_interrupted_client_ends_with_an_error() -> Result<()> {
     let mark = unique()?;
     let site = Site::new(&[("Dockerfile", &waiting_step(&mark))])?;
     let client = site.start(&[])?;
-    wait_for_step(&mark)?;
+    client.wait_for("it waits")?;
     crate::support::run("kill", &["-INT", &client.id().to_string()])?;
     client.finish()?.failure()?;
     wait_for_end(&mark)
@@ -196,7 +191,7 @@ fn a_killed_client_does_not_disturb_another() -> Result<()> {
     let site = Site::new(&[("Dockerfile", &waiting_step(&mark))])?;
     let dir = tempfile::tempdir()?;
     let first = site.start(&[])?;
-    wait_for_step(&mark)?;
+    first.wait_for("it waits")?;
     let second = site.start(&[&format!("--output=type=local,dest={}", dir.path().display())])?;
     second.wait_for("RUN --mount")?;
     first.kill()?;
@@ -213,7 +208,7 @@ fn a_killed_daemon_forgets_only_what_was_not_finished() -> Result<()> {
     let first = site.local(&[])?;
     site.write(&[("Dockerfile", &waiting_step(&mark))])?;
     let client = site.start(&[])?;
-    wait_for_step(&mark)?;
+    client.wait_for("it waits")?;
     site.daemon.kill()?;
     client.finish()?.failure()?;
     site.daemon.restart()?;

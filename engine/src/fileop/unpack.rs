@@ -71,8 +71,9 @@ pub(super) fn unpack_within(
         }
         apply_timestamp(dest, &made, timestamp)?;
     }
-    extract(first, &mut reader, dest.open_dir(dest_path)?, owner, limits)
-        .map_err(|error| FileError::Archive { path: path.to_owned(), reason: chain(error.as_ref()) })?;
+    extract(first, &mut reader, dest.open_dir(dest_path)?, owner, limits).map_err(|error| {
+        FileError::Archive { path: path.to_owned(), reason: crate::error::chain(error.as_ref()) }
+    })?;
     Ok(true)
 }
 
@@ -114,9 +115,9 @@ fn extract(
         if entries > limits.entries {
             return Err(format!("more than {} entries", limits.entries).into());
         }
-        extraction
-            .entry(&header, reader)
-            .map_err(|error| format!("entry `{}`: {}", header.name.escape_ascii(), chain(error.as_ref())))?;
+        extraction.entry(&header, reader).map_err(|error| {
+            format!("entry `{}`: {}", header.name.escape_ascii(), crate::error::chain(error.as_ref()))
+        })?;
         next = reader.next_entry()?;
     }
     extraction.restore_dir_times()
@@ -280,16 +281,4 @@ fn bound(time: Option<kiln_content::tar::Time>) -> Time {
         }
         _ => Time::default(),
     }
-}
-
-/// An error with its causes on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
