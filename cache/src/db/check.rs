@@ -32,8 +32,11 @@ pub(crate) fn damage(connection: &Connection) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// Bytes and inodes.
+pub(crate) type Sum = (i64, i64);
+
 /// The ledger where it is not the sum of what it is of: what it says, and what it should.
-pub(crate) fn wrong_ledger(connection: &Connection) -> Result<Option<((i64, i64), (i64, i64))>> {
+pub(crate) fn wrong_ledger(connection: &Connection) -> Result<Option<(Sum, Sum)>> {
     let says = super::ledger(connection)?;
     let is = connection.query_row(
         "SELECT coalesce(sum(size), 0), coalesce(sum(inodes), 0) FROM records",
