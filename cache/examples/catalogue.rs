@@ -4,6 +4,7 @@
 //! insert and one removal by the collector.
 
 use std::{
+    io::Write as _,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -157,9 +158,13 @@ async fn cost(dir: &Path) -> Result<()> {
         return Err("nothing was collected".into());
     }
     let times = f64::from(u32::try_from(TIMES)?);
-    println!("{:.9}", looked_up.as_secs_f64() / times);
-    println!("{:.9}", inserted.as_secs_f64() / times);
-    println!("{:.9}", collected.as_secs_f64() / f64::from(removed));
+    let costs = [
+        looked_up.as_secs_f64() / times,
+        inserted.as_secs_f64() / times,
+        collected.as_secs_f64() / f64::from(removed),
+    ];
+    let mut out = std::io::stdout();
+    costs.iter().try_for_each(|cost| writeln!(out, "{cost:.9}"))?;
     cache.close().await?;
     Ok(())
 }

@@ -35,11 +35,9 @@ impl Site {
 
     async fn files(&self, op: &str) -> Option<String> {
         let found = self.fixture.find(op).await?;
-        match found.mount(&self.remote).await {
-            Ok(mount) => Some(format!("{:?}", files_of(&mount))),
-            Err(error) if error.is_lost() => None,
-            Err(error) => panic!("{error}"),
-        }
+        let mount = found.mount(&self.remote).await;
+        assert!(mount.as_ref().err().is_none_or(kiln_cache::Error::is_lost), "{mount:?}");
+        mount.ok().map(|mount| format!("{:?}", files_of(&mount)))
     }
 
     async fn directory(&self, op: &str) -> std::path::PathBuf {
@@ -49,8 +47,11 @@ impl Site {
 
 const BOTH: &str = r#"{"a": "text of a", "b": "text of b"}"#;
 
+/// What it is, and how it is done to a directory.
+type Way = (&'static str, Box<dyn Fn(&Path)>);
+
 /// Ways in which a directory loses a part of itself, or all.
-fn ways(file: &'static str) -> [(&'static str, Box<dyn Fn(&Path)>); 4] {
+fn ways(file: &'static str) -> [Way; 4] {
     [
         ("its home", Box::new(|dir| std::fs::remove_dir_all(dir.parent().unwrap()).unwrap())),
         ("the directory", Box::new(|dir| std::fs::remove_dir_all(dir).unwrap())),

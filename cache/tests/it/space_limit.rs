@@ -88,7 +88,8 @@ async fn work_waits_for_other_work_to_end() {
     let (fixture, disk) = full_at(2, BYTES, PATIENCE).await;
     let first = fixture.cache.new_mutable(None, options("first")).await.unwrap();
     disk.others.store(1, Ordering::SeqCst);
-    let second = tokio::spawn({
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn({
         let cache = fixture.cache.clone();
         async move { cache.new_mutable(None, options("second")).await }
     });
@@ -96,10 +97,10 @@ async fn work_waits_for_other_work_to_end() {
     // It is the only one at work, and the largest.
     let reason = first.out_of_space().await;
     assert!(matches!(reason, Error::NoSpace { .. }), "{reason}");
-    assert!(!second.is_finished(), "there is work that may end");
+    assert!(tasks.try_join_next().is_none(), "there is work that may end");
     disk.others.store(0, Ordering::SeqCst);
     drop(first);
-    second.await.unwrap().unwrap();
+    tasks.join_next().await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -122,8 +123,8 @@ async fn the_largest_work_is_stopped_and_no_other() {
     disk.others.store(6, Ordering::SeqCst);
     tokio::select! {
         reason = large.out_of_space() => assert!(matches!(reason, Error::NoSpace { .. })),
-        _ = small.out_of_space() => panic!("it is not the largest"),
-        _ = last.out_of_space() => panic!("it is empty"),
+        _ = small.out_of_space() => unreachable!("it is not the largest"),
+        _ = last.out_of_space() => unreachable!("it is empty"),
     }
     drop(large);
     disk.others.store(0, Ordering::SeqCst);
