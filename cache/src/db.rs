@@ -24,7 +24,9 @@ use std::{
 };
 
 use kiln_digest::Digest;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, config::DbConfig, params,
+};
 use tokio::sync::oneshot;
 
 use self::reserve::Reserve;
@@ -251,6 +253,8 @@ fn configure(connection: &Connection) -> Result<()> {
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
+    // Values bound to a statement do not change its plan, or every use would prepare it anew for the partial indexes.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
 }

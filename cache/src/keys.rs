@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use kiln_solver::{
-    Backlink, CacheKeys, CacheRecord, GoneWhy, KeyAndSelector, KeyDigest, KeyId, Lookup, Memo, NewKey,
+    Asked, Backlink, CacheKeys, CacheRecord, GoneWhy, KeyAndSelector, KeyDigest, KeyId, Lookup, Memo, NewKey,
     Origin, OutputIndex, Remembered, ResultRef, ResultValue, Wanted,
 };
 use rusqlite::{Connection, Transaction};
@@ -60,6 +60,16 @@ impl CacheKeys for CatalogueKeys {
             let many = deps.iter().map(Vec::len).sum::<usize>() > 1;
             let _one_view = if many { Some(connection.unchecked_transaction()?) } else { None };
             find(connection, deps, digest, output)
+        })?)
+    }
+
+    fn query_all(&self, asked: &[Asked<'_>]) -> kiln_solver::Result<Vec<Lookup>> {
+        if let [one] = asked {
+            return Ok(vec![self.query(one.deps, one.digest, one.output)?]);
+        }
+        Ok(self.0.db().read(|connection| {
+            let _one_view = connection.unchecked_transaction()?;
+            asked.iter().map(|asked| find(connection, asked.deps, asked.digest, asked.output)).collect()
         })?)
     }
 
@@ -262,7 +272,7 @@ impl CatalogueKeys {
 impl Ref {
     /// Whether it or something it stands on has lost its data.
     pub fn has_lost_part(&self) -> bool {
-        self.0.state().lost || self.stack().iter().any(|layer| layer.0.state().lost)
+        self.0.state().lost || self.top_down().any(|layer| layer.0.state().lost)
     }
 
     /// Looks whether every layer is unpacked or can still be had.

@@ -2,18 +2,19 @@
 
 use std::{
     fmt,
+    path::Path,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::SystemTime,
 };
 
-use kiln_snapshot::{Mount, SnapshotId};
+use kiln_snapshot::{Mount, SnapshotId, TempMounted};
 use kiln_solver::GoneWhy;
 
 use crate::{
-    CacheManager, ChangeLog, Error, NoProvider, RecordId, RecordOptions, RecordType, Ref, Result,
+    CacheManager, ChangeLog, Error, RecordId, RecordOptions, RecordType, Ref, Result,
     contenthash::transferred,
     db::rows::{self, Kind, RecordRow},
     manager::Inner,
@@ -49,8 +50,6 @@ pub(crate) struct MutableInner {
     /// Its row is in the database: it is found again by name.
     named: bool,
     fresh: bool,
-    /// The mount it was made with, for the first who asks.
-    prepared: Mutex<Option<Mount>>,
     /// What a transfer changes, once somebody says so.
     changes: OnceLock<Arc<ChangeLog>>,
     committed: AtomicBool,
@@ -97,17 +96,45 @@ impl MutableRef {
         self.0.working.reason()
     }
 
-    /// Its read-write mount.
+    /// Its read-write mount. Layers that have gone from the store are unpacked again, as far as their blobs are still
+    /// here.
+    ///
+    /// # Errors
+    /// [`Error::NotUnpacked`] if they are not: call [`Ref::unlazy`] on the parent.
     pub async fn mount(&self) -> Result<Mount> {
-        let prepared = self.0.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mount) = prepared {
-            return Ok(mount);
+        let mut rounds = 0;
+        if let Some(parent) = &self.0.parent {
+            parent.verify().await?;
+            rounds = parent.top_down().count() + 1;
         }
-        let lowers = match &self.0.parent {
-            Some(parent) => parent.lowers().await?,
-            None => Vec::new(),
-        };
-        Ok(self.0.inner.snapshotter().active_mount(&self.0.snapshot, &lowers).await?)
+        loop {
+            let lowers = self.lowers().await?;
+            let mount = self.0.inner.snapshotter().active_mount(&self.0.snapshot, &lowers).await;
+            match (mount, &self.0.parent) {
+                // Each round mends one layer, or what lies below all of them.
+                (Err(kiln_snapshot::Error::NotFound { id }), Some(parent))
+                    if id != self.0.snapshot && rounds > 0 =>
+                {
+                    parent.mend(&id).await?;
+                    rounds -= 1;
+                }
+                (mount, _) => return Ok(mount?),
+            }
+        }
+    }
+
+    /// The directory to make something new in, at `path` or below, if that needs no mount; see
+    /// [`Snapshotter::to_make`](kiln_snapshot::Snapshotter::to_make).
+    pub async fn to_make(&self, path: &Path) -> Result<Option<TempMounted>> {
+        let lowers = self.lowers().await?;
+        Ok(self.0.inner.snapshotter().to_make(&self.0.snapshot, &lowers, path).await?)
+    }
+
+    async fn lowers(&self) -> Result<Vec<SnapshotId>> {
+        match &self.0.parent {
+            Some(parent) => parent.lowers().await,
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Makes it an immutable state, pending until a cache key is saved for it or it is finalized.
@@ -404,7 +431,6 @@ impl Inner {
                     },
                     named: true,
                     fresh: false,
-                    prepared: Mutex::default(),
                     changes: OnceLock::new(),
                     committed: AtomicBool::new(false),
                     working,
@@ -434,9 +460,8 @@ impl Inner {
         mut options: RecordOptions,
         named: bool,
     ) -> Result<MutableRef> {
-        let mut lowers = Vec::new();
-        if let Some(parent) = parent {
-            lowers = parent.lowers().await?;
+        if let Some(lazy) = parent.filter(|parent| !parent.is_unpacked()) {
+            return Err(Error::NotUnpacked(lazy.id().clone()));
         }
         let created_at = *options.created_at.get_or_insert_with(SystemTime::now);
         let id = RecordId::random();
@@ -451,27 +476,18 @@ impl Inner {
             options,
             named: false,
             fresh: true,
-            prepared: Mutex::default(),
             changes: OnceLock::new(),
             committed: AtomicBool::new(false),
             working,
         };
-        // Each round mends one layer that has gone from the store, as far as its blob is still here.
-        let mount = loop {
-            let error = match self.snapshotter().prepare(&snapshot, &lowers).await {
-                Ok(mount) => break mount,
-                Err(error) => error,
-            };
-            let (kiln_snapshot::Error::NotFound { id }, Some(parent)) = (&error, parent) else {
-                return Err(error.into());
-            };
-            parent.gone_from_store(id).await?;
-            let unpacked = parent.unpack_all(&NoProvider).await;
-            unpacked.map_err(|_gone| Error::NotUnpacked(parent.id().clone()))?;
-            lowers = parent.lowers().await?;
-        };
+        loop {
+            let top = parent.and_then(Ref::top_snapshot);
+            match (self.snapshotter().prepare(&snapshot, top.as_ref()).await, parent) {
+                (Err(kiln_snapshot::Error::NotFound { id }), Some(parent)) => parent.mend(&id).await?,
+                (prepared, _) => break prepared?,
+            }
+        }
         let mut made = made;
-        made.prepared = Mutex::new(Some(mount));
         if named {
             self.live.take_exclusive(&id);
             made.named = true;

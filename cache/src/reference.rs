@@ -212,13 +212,13 @@ impl Ref {
     }
 
     /// The nearest record from here down whose layers were not all made on each other.
-    fn combined(&self) -> Option<Self> {
-        let mut next = Some(self.clone());
+    fn combined(&self) -> Option<&Self> {
+        let mut next = Some(self);
         while let Some(current) = next {
             if current.0.kind != Kind::Layer {
                 return Some(current);
             }
-            next = current.0.parents.first().map(|(_, parent)| parent.clone());
+            next = current.0.parents.first().map(|(_, parent)| parent);
         }
         None
     }
@@ -227,38 +227,27 @@ impl Ref {
     pub(crate) async fn lowers(&self) -> Result<Vec<SnapshotId>> {
         let snapshots = self.snapshots()?;
         let Some(combined) = self.combined() else { return Ok(snapshots) };
-        let layers = combined.snapshots()?;
-        let skeleton = combined.0.skeleton.get_or_try_init(|| async {
-            Ok::<_, Error>(self.0.inner.snapshotter().skeleton(&layers).await?)
-        });
-        let skeleton = skeleton.await?.clone();
+        let skeleton = combined.0.skeleton.get_or_try_init(|| self.make_skeleton()).await?.clone();
         Ok(skeleton.into_iter().chain(snapshots).collect())
+    }
+
+    /// Sees to it that what lies below layers that were not made on each other is there.
+    pub(crate) async fn make_skeleton(&self) -> Result<Option<SnapshotId>> {
+        let Some(combined) = self.combined() else { return Ok(None) };
+        Ok(self.0.inner.snapshotter().skeleton(&combined.snapshots()?).await?)
     }
 
     /// The records that own its layers, bottom first. Where a merge has one layer several times, the topmost stays:
     /// it hides the others.
     pub(crate) fn stack(&self) -> Vec<Self> {
-        let mut top_down = Vec::new();
-        let mut next = Some(self.clone());
-        while let Some(current) = next {
-            match current.0.kind {
-                Kind::Layer => {
-                    next = current.0.parents.first().map(|(_, parent)| parent.clone());
-                    top_down.push(current);
-                }
-                // Its parents are what it was computed from; it stands on none of them.
-                Kind::Compared => {
-                    top_down.push(current);
-                    break;
-                }
-                Kind::Merge | Kind::Diff => {
-                    top_down.extend(current.0.stack.iter().rev().cloned());
-                    break;
-                }
-            }
-        }
-        top_down.reverse();
-        top_down
+        let mut stack: Vec<Self> = self.top_down().cloned().collect();
+        stack.reverse();
+        stack
+    }
+
+    /// The same, top first.
+    pub(crate) fn top_down(&self) -> TopDown<'_> {
+        TopDown { next: Some(self), below: [].iter().rev() }
     }
 
     /// Its layers, bottom first.
@@ -312,7 +301,7 @@ impl Ref {
     /// [`Error::Lost`] when a layer has gone and nobody can provide it: a miss, the step has to run again.
     pub async fn mount(&self, provider: &dyn BlobProvider) -> Result<Mount> {
         // Each round mends one layer that has gone from the store.
-        for _round in 0..=self.stack().len() {
+        for _round in 0..=self.top_down().count() {
             self.unpack_all(provider).await?;
             let mounted = match self.lowers().await {
                 Ok(lowers) => self.0.inner.snapshotter().view(&lowers).await,
@@ -332,6 +321,9 @@ impl Ref {
     /// # Cancel safety
     /// Other callers that wait for the same layer go on with providers of their own.
     pub async fn unlazy(&self, provider: &dyn BlobProvider) -> Result<()> {
+        if self.is_unpacked() {
+            return Ok(());
+        }
         self.unpack_all(provider).await.map(drop)
     }
 
@@ -359,14 +351,23 @@ impl Ref {
         Err(Error::Lost(self.id().clone()))
     }
 
+    pub(crate) fn is_unpacked(&self) -> bool {
+        self.top_down().all(|layer| layer.0.state().snapshot.is_some())
+    }
+
+    /// The snapshot of its topmost layer, if it has layers and that one is unpacked.
+    pub(crate) fn top_snapshot(&self) -> Option<SnapshotId> {
+        self.top_down().next()?.0.state().snapshot.clone()
+    }
+
     /// The snapshots of its layers, bottom first, all of them there as far as the catalogue knows.
     pub(crate) fn snapshots(&self) -> Result<Vec<SnapshotId>> {
-        self.stack()
-            .iter()
-            .map(|layer| {
-                layer.0.state().snapshot.clone().ok_or_else(|| Error::NotUnpacked(layer.id().clone()))
-            })
-            .collect()
+        let snapshot = |layer: &Self| {
+            layer.0.state().snapshot.clone().ok_or_else(|| Error::NotUnpacked(layer.id().clone()))
+        };
+        let mut snapshots = self.top_down().map(snapshot).collect::<Result<Vec<_>>>()?;
+        snapshots.reverse();
+        Ok(snapshots)
     }
 
     /// Adds a blob to one of its layers (another compression, or the first one made for it).
@@ -431,6 +432,34 @@ impl Ref {
             }
         }
         found
+    }
+}
+
+/// The layers of a state, top first; see [`Ref::top_down`].
+#[derive(Clone, Debug)]
+pub(crate) struct TopDown<'a> {
+    next: Option<&'a Ref>,
+    /// Those of a merge or difference, once it is reached.
+    below: std::iter::Rev<std::slice::Iter<'a, Ref>>,
+}
+
+impl<'a> Iterator for TopDown<'a> {
+    type Item = &'a Ref;
+
+    fn next(&mut self) -> Option<&'a Ref> {
+        let Some(current) = self.next.take() else { return self.below.next() };
+        match current.0.kind {
+            Kind::Layer => {
+                self.next = current.0.parents.first().map(|(_, parent)| parent);
+                Some(current)
+            }
+            // Its parents are what it was computed from; it stands on none of them.
+            Kind::Compared => Some(current),
+            Kind::Merge | Kind::Diff => {
+                self.below = current.0.stack.iter().rev();
+                self.below.next()
+            }
+        }
     }
 }
 

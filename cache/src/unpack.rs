@@ -16,7 +16,7 @@ use kiln_snapshot::SnapshotId;
 use kiln_solver::GoneWhy;
 
 use crate::{
-    BlobProvider, Error, LayerBlob, LayerPhase, LayerProgress, RecordId, Ref, Result,
+    BlobProvider, Error, LayerBlob, LayerPhase, LayerProgress, NoProvider, RecordId, Ref, Result,
     db::rows,
     losses::count,
     manager::{Inner, blocking},
@@ -30,14 +30,11 @@ impl Ref {
     /// Unpacks what is lazy and returns the snapshots, bottom first.
     pub(crate) async fn unpack_all(&self, provider: &dyn BlobProvider) -> Result<Vec<SnapshotId>> {
         self.verify().await?;
-        let stack = self.stack();
         // As a rule all are unpacked, and a deep stack would be many futures.
-        let known: Option<Vec<SnapshotId>> =
-            stack.iter().map(|layer| layer.0.state().snapshot.clone()).collect();
-        match known {
-            Some(snapshots) => Ok(snapshots),
-            None => try_join_all(stack.iter().map(|layer| layer.unpack(provider))).await,
+        if let Ok(snapshots) = self.snapshots() {
+            return Ok(snapshots);
         }
+        try_join_all(self.stack().iter().map(|layer| layer.unpack(provider))).await
     }
 
     /// Unpacks this one layer, unless it is unpacked. One caller does the work; when its future is dropped, the next
@@ -129,9 +126,8 @@ impl Ref {
 
     /// A snapshot of one of its layers has gone: the layer is lazy again when a blob of it can be had, else it is lost.
     pub(crate) async fn gone_from_store(&self, snapshot: &SnapshotId) -> Result<()> {
-        let owner =
-            self.stack().into_iter().find(|layer| layer.0.state().snapshot.as_ref() == Some(snapshot));
-        let Some(owner) = owner else { return Ok(()) };
+        let owner = self.top_down().find(|layer| layer.0.state().snapshot.as_ref() == Some(snapshot));
+        let Some(owner) = owner else { return self.make_skeleton().await.map(drop) };
         let blobs = owner.0.state().blobs.clone();
         tracing::warn!(record = %owner.id(), %snapshot, "a snapshot has gone from the store, or is not whole");
         count(&self.0.inner().losses.snapshots, 1);
@@ -154,6 +150,13 @@ impl Ref {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Unpacks a layer again whose snapshot has gone from the store, if its blob is still here.
+    pub(crate) async fn mend(&self, snapshot: &SnapshotId) -> Result<()> {
+        self.gone_from_store(snapshot).await?;
+        let unpacked = self.unpack_all(&NoProvider).await;
+        unpacked.map(drop).map_err(|_gone| Error::NotUnpacked(self.id().clone()))
     }
 
     /// Forgets it and everything above it: from now on whatever led here is a miss.

@@ -18,13 +18,13 @@ impl Ref {
     /// [`Error::Lost`](crate::Error::Lost) when a layer cannot be had in another way.
     pub async fn verify(&self) -> Result<()> {
         let mut suspects = Vec::new();
-        for layer in self.stack() {
-            let state = layer.0.state().clone();
+        for layer in self.top_down() {
+            let state = layer.0.state();
             // What clients fill again and again is compared with what they send each time.
             if !state.suspect || state.borrowed {
                 continue;
             }
-            if let (Some(snapshot), Some(usage)) = (state.snapshot, state.usage) {
+            if let (Some(snapshot), Some(usage)) = (state.snapshot.clone(), state.usage) {
                 suspects.push((layer, snapshot, usage));
             }
         }

@@ -1,5 +1,6 @@
 //! A build with its progress on a terminal.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
+use crate::excerpts::Excerpts;
 use crate::go::timestamp;
 
 /// Updates that wait for the terminal. The daemon is not read while there are more.
@@ -39,6 +41,18 @@ pub struct Build {
     pub trace: Option<File>,
     /// What is said in the end of why steps ran.
     pub explain: Explain,
+    /// How warnings are shown in the end.
+    pub warnings: Warnings,
+}
+
+/// How warnings are shown once a build has ended, on standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Warnings {
+    /// Not again: the display had a line for each.
+    #[default]
+    No,
+    /// Each with the lines that it is about.
+    Excerpts,
 }
 
 /// What is said of why steps ran.
@@ -62,14 +76,49 @@ impl Build {
     /// # Cancel safety
     /// Dropping the future cancels the build; the display is then left as it is.
     pub async fn run(self, client: &Client, stop: &CancellationToken) -> Result<SolveOutcome> {
+        let Self { options, display, trace, explain, warnings } = self;
+        let shown = Shown { display, trace, explain, warnings };
+        shown.during(stop, |progress| client.solve(options, progress)).await
+    }
+
+    /// Asks the frontend a question about its input, and shows the progress. Returns the metadata of its answer.
+    ///
+    /// # Errors
+    /// What the client says, and [`Error::Stopped`] if `stop` was cancelled first.
+    ///
+    /// # Cancel safety
+    /// Dropping the future withdraws the question; the display is then left as it is.
+    pub async fn ask(self, client: &Client, stop: &CancellationToken) -> Result<BTreeMap<String, Vec<u8>>> {
+        let Self { options, display, trace, explain, warnings } = self;
+        let shown = Shown { display, trace, explain, warnings };
+        shown.during(stop, |progress| client.ask(options, progress)).await
+    }
+}
+
+/// Where the progress of something goes.
+struct Shown {
+    display: Display,
+    trace: Option<File>,
+    explain: Explain,
+    warnings: Warnings,
+}
+
+impl Shown {
+    /// Shows the progress of calls while they run.
+    async fn during<T, F>(
+        self,
+        stop: &CancellationToken,
+        calls: impl FnOnce(mpsc::Sender<StatusResponse>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T, kiln_client::Error>>,
+    {
         let (progress, updates) = mpsc::channel(UPDATES_QUEUED);
-        let (display, trace, explain) = (self.display, self.trace, self.explain);
         // On a thread of its own: a terminal that does not read must not hold the session up.
         let handle = tokio::runtime::Handle::current();
-        let showing =
-            tokio::task::spawn_blocking(move || handle.block_on(show(display, trace, explain, updates)));
+        let showing = tokio::task::spawn_blocking(move || handle.block_on(show(self, updates)));
         let outcome = {
-            let solving = client.solve(self.options, progress);
+            let solving = calls(progress);
             tokio::select! {
                 outcome = solving => outcome.map_err(Error::from),
                 () = stop.cancelled() => {
@@ -114,16 +163,14 @@ pub async fn follow(
         // With this block the sender goes, and the display ends.
         Ok::<(), tonic::Status>(())
     };
-    let (outcome, ()) = tokio::join!(receiving, show(display, None, Explain::No, received));
+    let shown = Shown { display, trace: None, explain: Explain::No, warnings: Warnings::No };
+    let (outcome, ()) = tokio::join!(receiving, show(shown, received));
     Ok(outcome?)
 }
 
-async fn show(
-    display: Display,
-    trace: Option<File>,
-    explain: Explain,
-    mut updates: mpsc::Receiver<StatusResponse>,
-) {
+async fn show(shown: Shown, mut updates: mpsc::Receiver<StatusResponse>) {
+    let Shown { display, trace, explain, warnings } = shown;
+    let mut excerpts = Excerpts::default();
     let mut explanation = Explanation::default();
     let refresh = std::env::var(REFRESH_VARIABLE).ok().and_then(|text| text.parse().ok());
     let refresh = refresh.filter(|ms| *ms > 0).map(Duration::from_millis);
@@ -140,6 +187,9 @@ async fn show(
                 let update = solve_status(update);
                 // Output that cannot be written is no reason to stop a build.
                 let _written = trace.as_mut().map(|trace| trace.update(&update, Timestamp::now()));
+                if warnings == Warnings::Excerpts {
+                    excerpts.take(&update);
+                }
                 if explain != Explain::No {
                     explanation.take(&update);
                 }
@@ -159,6 +209,7 @@ async fn show(
     screen.flush();
     let _written = screen.display.finish(Timestamp::now());
     // A closed output is nobody's concern.
+    let _written = excerpts.write(&mut std::io::stderr());
     let _written = match explain {
         Explain::No => Ok(()),
         Explain::Runs => explanation.write(&mut std::io::stderr(), false, Timestamp::now()),

@@ -2,12 +2,13 @@
 //! `measure <address> [--times <n>] [--until-started] <definition>` for a marshalled definition in a file, or
 //! `measure <address> [--times <n>] --dockerfile <context>` for a directory with a Dockerfile.
 //!
-//! With `--until-started` it measures until the first step starts or is found cached, and then withdraws the build.
+//! With `--until-started` it measures until the daemon starts the first step or finds it cached, by the time that the
+//! daemon gives for that, and then withdraws the build.
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kiln_client::api::control::StatusResponse;
 use kiln_client::api::pb::Definition;
@@ -53,16 +54,18 @@ async fn until_started(client: &Client, options: SolveOptions) -> Result<Duratio
     let (progress, mut updates) = mpsc::channel::<StatusResponse>(64);
     let started = async {
         while let Some(update) = updates.recv().await {
-            if update.vertexes.iter().any(|vertex| vertex.started.is_some()) {
-                return;
+            let mut started = update.vertexes.into_iter().filter_map(|vertex| vertex.started);
+            if let Some(started) = started.next() {
+                return SystemTime::try_from(started);
             }
         }
+        std::future::pending().await
     };
-    let start = Instant::now();
+    let start = SystemTime::now();
     tokio::select! {
         biased;
-        () = started => Ok(start.elapsed()),
-        outcome = client.solve(options, progress) => Ok(outcome.map(|_| start.elapsed())?),
+        started = started => Ok(started?.duration_since(start)?),
+        outcome = client.solve(options, progress) => Ok(outcome.map(|_| start.elapsed())??),
     }
 }
 

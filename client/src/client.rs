@@ -15,9 +15,9 @@ use crate::connect::{ConnectOptions, connect};
 use crate::error::{Error, Result};
 
 /// Longest answer, in bytes; the daemon's limit too.
-const MAX_ANSWER: usize = 16 << 20;
-/// Longest request, in bytes: our daemon takes so much, others may refuse it.
-const MAX_REQUEST: usize = 64 << 20;
+pub(crate) const MAX_ANSWER: usize = 16 << 20;
+/// Longest request, in bytes. More than our daemon takes, so that the daemon is who says what is too large for it.
+pub(crate) const MAX_REQUEST: usize = 80 << 20;
 
 /// A connection to a daemon. Cheap to clone.
 #[derive(Clone, Debug)]

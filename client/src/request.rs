@@ -99,10 +99,21 @@ pub(crate) struct Prepared {
     pub(crate) request: SolveRequest,
     pub(crate) attachments: Attachments,
     pub(crate) shared_key: String,
-    /// Directory and tag of local caches that are exported to.
-    pub(crate) cache_layouts: Vec<(PathBuf, String)>,
+    /// Local caches that are exported to.
+    pub(crate) cache_layouts: Vec<CacheLayout>,
     /// Layouts that results are exported to, with the name of the image.
     pub(crate) export_layouts: Vec<(PathBuf, Option<String>)>,
+}
+
+/// A directory that a cache is exported to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct CacheLayout {
+    pub(crate) dir: PathBuf,
+    pub(crate) tag: String,
+    /// Its position among the exports of caches.
+    pub(crate) position: usize,
+    /// What is not referred to any more is removed.
+    pub(crate) reset: bool,
 }
 
 impl SolveOptions {
@@ -188,21 +199,27 @@ impl SolveOptions {
         Ok(imports)
     }
 
-    #[expect(clippy::type_complexity, reason = "both halves are used at one place")]
     fn exports(
         &self,
         stores: &mut BTreeMap<String, BlobStore>,
-    ) -> Result<(Vec<CacheOptionsEntry>, Vec<(PathBuf, String)>)> {
+    ) -> Result<(Vec<CacheOptionsEntry>, Vec<CacheLayout>)> {
         let mut exports = Vec::new();
         let mut layouts = Vec::new();
-        for entry in &self.cache_exports {
+        for (position, entry) in self.cache_exports.iter().enumerate() {
             if entry.kind == "local" {
                 let dest = entry.attrs.get("dest").filter(|dest| !dest.is_empty());
                 let dest = dest.ok_or_else(|| option("local cache exporter requires dest"))?;
                 let tag = entry.attrs.get("tag").map_or(DEFAULT_TAG, String::as_str);
                 let dir = PathBuf::from(dest);
                 stores.insert(format!("local:{dest}"), BlobStore { dir: dir.clone(), writable: true });
-                layouts.push((dir, tag.to_owned()));
+                let reset = match entry.attrs.get("reset").map(String::as_str) {
+                    Some("1" | "t" | "T" | "true" | "TRUE" | "True") => true,
+                    None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
+                    Some(other) => {
+                        return Err(option(&format!("failed to parse reset: invalid boolean {other:?}")));
+                    }
+                };
+                layouts.push(CacheLayout { dir, tag: tag.to_owned(), position, reset });
             }
             exports.push(CacheOptionsEntry { r#type: entry.kind.clone(), attrs: entry.attrs.clone() });
         }
@@ -356,7 +373,10 @@ mod tests {
             entry("local", &[("src", "/nowhere")]),
             entry("registry", &[("ref", "r/x")]),
         ];
-        options.cache_exports = vec![entry("local", &[("dest", &cache), ("tag", "t")])];
+        options.cache_exports = vec![
+            entry("registry", &[("ref", "r/y")]),
+            entry("local", &[("dest", &cache), ("tag", "t"), ("reset", "true")]),
+        ];
         let prepared = options.prepare("s").unwrap();
         let request = prepared.request;
         assert_eq!(request.exporter_deprecated, "image");
@@ -372,6 +392,8 @@ mod tests {
                 r#"[{{"Type":"local","Attrs":{{"digest":"sha256:aa","src":"{cache}"}}}},{{"Type":"registry","Attrs":{{"ref":"r/x"}}}}]"#
             )
         );
-        assert_eq!(prepared.cache_layouts, [(dir.path().to_owned(), "t".to_owned())]);
+        let layout =
+            CacheLayout { dir: dir.path().to_owned(), tag: "t".to_owned(), position: 1, reset: true };
+        assert_eq!(prepared.cache_layouts, [layout]);
     }
 }

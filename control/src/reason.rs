@@ -53,6 +53,7 @@ fn add_miss(reason: &mut VertexReason, miss: &Miss) {
             reason.further = number(*further);
             "differs"
         }
+        Miss::NotImported => "not imported",
         _ => "new",
     };
     reason.miss = kind.to_owned();

@@ -254,12 +254,12 @@ impl Bridge for BuildBridge {
             }
             (None, "") => Ok(FrontendResult::default()),
             (None, name) => {
-                let name = builtin(name, &request.opts);
+                let name = kiln_frontend::builtin(name, &request.opts);
                 let frontend = self
                     .state
                     .frontends
                     .get(name)
-                    .ok_or_else(|| FrontendError::input(format!("invalid frontend: {name}")))?;
+                    .ok_or_else(|| FrontendError::input(no_frontend(name, &request.opts)))?;
                 let asked = self.state.frontend_request(request.opts, request.inputs);
                 let result = frontend.solve(Arc::new(self.clone()), asked).await?;
                 if request.evaluate {
@@ -319,19 +319,13 @@ impl Bridge for BuildBridge {
     }
 }
 
-/// The frontend that serves a request for `name`.
-///
-/// Dockerfiles ask by `# syntax=` for an image of the Dockerfile frontend. The built-in one speaks the same language, so
-/// it serves requests for any tag of that image; one pinned by digest, or of another repository, is meant as it is.
-pub(crate) fn builtin<'a>(name: &'a str, opts: &BTreeMap<String, String>) -> &'a str {
-    const DOCKERFILE: &str = "dockerfile.v0";
-    const IMAGES: [&str; 3] =
-        ["docker/dockerfile", "docker.io/docker/dockerfile", "docker/dockerfile-upstream"];
-    if name != "gateway.v0" || opts.keys().any(|k| k.starts_with("context:dockerfile.v0")) {
-        return name;
+/// Why there is no frontend of that name.
+pub(crate) fn no_frontend(name: &str, opts: &BTreeMap<String, String>) -> String {
+    match opts.get("source").filter(|_| name == "gateway.v0") {
+        Some(image) => format!(
+            "frontend image `{image}` cannot be run: containers of the gateway are not supported yet. \
+             Images of docker/dockerfile are served by the built-in frontend"
+        ),
+        None => format!("invalid frontend: {name}"),
     }
-    let source = opts.get("source").map(String::as_str).unwrap_or_default();
-    let repository = source.rsplit_once(':').map_or(source, |(repository, _)| repository);
-    let ours = source == DOCKERFILE || (!source.contains('@') && IMAGES.contains(&repository));
-    if ours { DOCKERFILE } else { name }
 }

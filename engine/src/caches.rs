@@ -27,13 +27,14 @@ use tokio::sync::OnceCell;
 use crate::build::BuildState;
 use crate::engine::{BuildRequest, CacheSpec};
 use crate::error::{Error, Result, chain};
+use crate::inline_cache::warning;
 use crate::ops::common;
 use crate::worker::Worker;
 
 /// How long a cache may take to be opened. Beyond that the build goes on without it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Kinds that the reference has and this engine does not.
-const NOT_YET: [&str; 4] = ["inline", "gha", "s3", "azblob"];
+const NOT_YET: [&str; 3] = ["gha", "s3", "azblob"];
 /// Caches that one build may look into.
 const MAX_IMPORTS: usize = 64;
 
@@ -61,9 +62,26 @@ pub(crate) struct CacheExport {
     target: Arc<dyn CacheTarget>,
 }
 
+/// The caches that a build writes.
+#[derive(Debug, Default)]
+pub(crate) struct CacheExports {
+    /// Those in places of their own.
+    pub(crate) exports: Vec<CacheExport>,
+    /// Images carry one. However often that is asked for, they carry one only.
+    pub(crate) inline: Option<InlineExport>,
+    /// Why some that may fail are left out.
+    pub(crate) left_out: Vec<String>,
+}
+
+/// The cache that images carry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InlineExport {
+    pub(crate) ignore_error: bool,
+}
+
 /// Checks a request's cache exports before anything is built for them. What may fail is left out, with the reason.
-pub(crate) fn resolve(worker: &Worker, request: &BuildRequest) -> Result<(Vec<CacheExport>, Vec<String>)> {
-    let (mut exports, mut left_out) = (Vec::new(), Vec::new());
+pub(crate) fn resolve(worker: &Worker, request: &BuildRequest) -> Result<CacheExports> {
+    let mut resolved = CacheExports::default();
     for (position, spec) in request.cache_exports.iter().enumerate() {
         if request.cache_exports.iter().take(position).any(|other| other == spec) {
             return Err(Error::request(format!("duplicate cache exports [{} {:?}]", spec.kind, spec.attrs)));
@@ -72,13 +90,17 @@ pub(crate) fn resolve(worker: &Worker, request: &BuildRequest) -> Result<(Vec<Ca
             Ok(attrs) => attrs,
             Err(error) => return Err(not_configured(spec, &chain(&error))),
         };
+        if spec.kind == "inline" {
+            resolved.inline = Some(InlineExport { ignore_error: attrs.ignore_error });
+            continue;
+        }
         match target(worker, request, spec) {
-            Ok((kind, target)) => exports.push(CacheExport { kind, position, attrs, target }),
-            Err(error) if attrs.ignore_error => left_out.push(error.to_string()),
+            Ok((kind, target)) => resolved.exports.push(CacheExport { kind, position, attrs, target }),
+            Err(error) if attrs.ignore_error => resolved.left_out.push(error.to_string()),
             Err(error) => return Err(error),
         }
     }
-    Ok((exports, left_out))
+    Ok(resolved)
 }
 
 fn not_configured(spec: &CacheSpec, reason: &str) -> Error {
@@ -121,11 +143,21 @@ fn registry(
 pub(crate) async fn export(
     state: &Arc<BuildState>,
     tools: &Tools,
-    exports: Vec<CacheExport>,
+    exports: &[CacheExport],
     results: &[ResultKey],
 ) -> Result<BTreeMap<String, String>> {
     let running = exports.iter().map(|export| export_one(state, tools, export, results));
-    Ok(try_join_all(running).await?.into_iter().flatten().collect())
+    let roots = try_join_all(running).await?;
+    let mut response = BTreeMap::new();
+    for (export, root) in exports.iter().zip(roots) {
+        let Some(root) = root else { continue };
+        // Several exports have several roots. Clients of the reference know the first key alone.
+        if exports.len() > 1 {
+            response.insert(format!("cache.manifest.{}", export.position), root.clone());
+        }
+        response.insert("cache.manifest".to_owned(), root);
+    }
+    Ok(response)
 }
 
 async fn export_one(
@@ -133,7 +165,7 @@ async fn export_one(
     tools: &Tools,
     export: &CacheExport,
     results: &[ResultKey],
-) -> Result<BTreeMap<String, String>> {
+) -> Result<Option<String>> {
     let digest = VertexDigest(Digest::of(format!("{}-cache-{}", state.info.session_id, export.position)));
     let scope = state.job.vertex_scope(export.kind, digest, |cx| async move {
         let provider = common::provider(&state.worker, &cx);
@@ -158,10 +190,9 @@ async fn export_one(
         };
         let root = writing.write(records, &*export.target).await.map_err(Shown)?;
         let described = root.map(|root| kiln_content::json::compact(&root));
-        let described = described.map(|json| String::from_utf8_lossy(&json).into_owned());
-        Ok(described.into_iter().map(|json| ("cache.manifest".to_owned(), json)).collect())
+        Ok(described.map(|json| String::from_utf8_lossy(&json).into_owned()))
     });
-    let done: Result<BTreeMap<String, String>, Shown> = tokio::select! {
+    let done: Result<Option<String>, Shown> = tokio::select! {
         done = scope => done,
         () = state.cancel.cancelled() => return Err(Error::Cancelled),
     };
@@ -169,7 +200,7 @@ async fn export_one(
         Ok(response) => Ok(response),
         Err(Shown(error)) if export.attrs.ignore_error => {
             tracing::warn!(error = chain(&error), "a cache export failed, which its client ignores");
-            Ok(BTreeMap::new())
+            Ok(None)
         }
         Err(Shown(error)) => Err(Error::Export(Box::new(error))),
     }
@@ -225,6 +256,12 @@ impl BuildState {
         }
         Ok(())
     }
+}
+
+/// Waits for a cache as long as for any; the error says that this was not long enough.
+async fn patient<T>(reading: impl Future<Output = T>) -> Result<T, String> {
+    let late = |_| format!("no answer within {} s", PATIENCE.as_secs());
+    tokio::time::timeout(PATIENCE, reading).await.map_err(late)
 }
 
 /// What people call an import, and what tells it from others of its build.
@@ -288,11 +325,13 @@ impl Import {
             };
             let opened = open(&*origin, &root).await.map_err(failed)?;
             drop(Part::begin(&cx.progress, &format!("inferred cache manifest type: {}", opened.kind)));
+            for note in &opened.notes {
+                cx.progress.warn(warning(note.clone()));
+            }
             let target = LayerStore { cache: worker.cache.clone(), content: worker.content.clone() };
             Ok(ImportedKeys::new(&self.id, root.digest, opened, origin, target))
         };
-        let late = |_| Err(not_configured(format!("no answer within {} s", PATIENCE.as_secs())));
-        tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(late)
+        patient(reading).await.unwrap_or_else(|late| Err(not_configured(late)))
     }
 
     fn keys(&self) -> Option<&ImportedKeys> {
@@ -329,5 +368,23 @@ impl KeySource for Import {
 impl fmt::Debug for Import {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Import").field("id", &self.id).field("opened", &self.opened.initialized()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cache_that_does_not_answer_is_given_up() {
+        let begun = tokio::time::Instant::now();
+        let never = patient(std::future::pending::<()>()).await;
+        assert_eq!(never.unwrap_err(), "no answer within 30 s");
+        assert_eq!(begun.elapsed(), PATIENCE);
+        let late = patient(async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            7
+        });
+        assert_eq!(late.await, Ok(7));
     }
 }

@@ -16,7 +16,7 @@ use kiln_source::SessionCredentials;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{BuildBridge, BuildState, builtin};
+use crate::build::{BuildBridge, BuildState, no_frontend};
 use crate::caches;
 use crate::error::{Error, Result};
 use crate::export;
@@ -161,7 +161,7 @@ impl Engine {
         check(&request, &self.inner.worker)?;
         let definition = request.definition.take();
         let exporters = export::resolve(&self.inner.tools, &request)?;
-        let (caches, caches_left_out) = caches::resolve(&self.inner.worker, &request)?;
+        let caches = caches::resolve(&self.inner.worker, &request)?;
         let left_out = attestations(&request)?;
         let info = Arc::new(JobInfo { session_id: request.session_id.clone(), ..JobInfo::default() });
         let context: JobContext = info.clone();
@@ -194,7 +194,7 @@ impl Engine {
         let attestations = left_out
             .iter()
             .map(|kind| format!("[internal] {kind} attestation is not supported yet: exporting without it"));
-        let caches_left_out = caches_left_out.iter().map(|reason| format!("[internal] {reason}: ignored"));
+        let caches_left_out = caches.left_out.iter().map(|reason| format!("[internal] {reason}: ignored"));
         let notes = attestations.chain(caches_left_out).collect();
         let phase = export::Phase { tools: &self.inner.tools, exporters, caches };
         let run = self.run(&request, definition, &state, notes, phase, result);
@@ -300,12 +300,12 @@ impl Engine {
         if request.frontend.is_empty() {
             return returned.await.unwrap_or(Err(Error::Cancelled));
         }
-        let name = builtin(&request.frontend, &request.attrs);
+        let name = kiln_frontend::builtin(&request.frontend, &request.attrs);
         let frontend = self
             .inner
             .frontends
             .get(name)
-            .ok_or_else(|| Error::request(format!("invalid frontend: {name}")))?;
+            .ok_or_else(|| Error::request(no_frontend(name, &request.attrs)))?;
         let asked = bridge.state.frontend_request(request.attrs.clone(), request.inputs.clone());
         frontend.solve(Arc::new(bridge.clone()), asked).await.map_err(Error::Frontend)
     }
@@ -419,28 +419,5 @@ mod tests {
         assert_eq!(ask("mode=min,inline-only=true").unwrap(), ["provenance"]);
         assert_eq!(ask("disabled=true").unwrap(), [] as [&str; 0]);
         assert!(ask("mode=max").unwrap_err().contains("`provenance` is not supported yet"));
-    }
-
-    #[test]
-    fn the_builtin_dockerfile_frontend_serves_gateway_requests_for_it() {
-        let served = |attrs: &[(&str, &str)]| {
-            let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-            builtin("gateway.v0", &attrs).to_owned()
-        };
-        for source in [
-            "dockerfile.v0",
-            "docker/dockerfile:1",
-            "docker.io/docker/dockerfile:1.7-labs",
-            "docker/dockerfile",
-        ] {
-            assert_eq!(served(&[("source", source)]), "dockerfile.v0", "{source}");
-        }
-        for source in ["docker/dockerfile@sha256:aa", "example.com/frontend:1", ""] {
-            assert_eq!(served(&[("source", source)]), "gateway.v0", "{source}");
-        }
-        assert_eq!(
-            served(&[("source", "dockerfile.v0"), ("context:dockerfile.v0", "docker-image://x")]),
-            "gateway.v0"
-        );
     }
 }

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::{try_join, try_join_all};
+use kiln_cache::BlobProvider;
 use kiln_digest::Digest;
-use kiln_exporter::{Compatibility, ExportRequest, Exported, Exporter, Finalize, Source, Tools};
+use kiln_exporter::{Compatibility, ExportRequest, Exported, Exporter, Finalize, InlineCache, Source, Tools};
 use kiln_frontend::{FrontendResult, Reference, References};
 use kiln_solver::{ResultKey, VertexDigest};
 
 use crate::build::BuildState;
-use crate::caches::{self, CacheExport};
+use crate::caches::{self, CacheExports, InlineExport};
 use crate::engine::{BuildRequest, BuildResponse};
 use crate::error::{Error, Result, chain};
+use crate::inline_cache::ImageRecords;
 use crate::ops::common;
 use crate::reference::SolvedRef;
 
@@ -33,7 +35,7 @@ pub(crate) fn resolve(tools: &Tools, request: &BuildRequest) -> Result<Vec<Arc<d
 pub(crate) struct Phase<'a> {
     pub(crate) tools: &'a Tools,
     pub(crate) exporters: Vec<Arc<dyn Exporter>>,
-    pub(crate) caches: Vec<CacheExport>,
+    pub(crate) caches: CacheExports,
 }
 
 /// Hands the results to every exporter, then writes caches beside what the exporters left to do.
@@ -46,7 +48,12 @@ pub(crate) async fn export(
     let Phase { tools, exporters, caches } = phase;
     let compatibility = Compatibility::parse(request.compatibility).map_err(|e| Error::request(chain(&e)))?;
     let source = source(&result).await?;
-    let running = exporters.iter().map(|exporter| one(state, exporter, compatibility, source.clone()));
+    let wanted = caches.inline.is_some() || !caches.exports.is_empty();
+    let keys = Arc::new(if wanted { keys(&result).await? } else { BTreeMap::new() });
+    let running = exporters.iter().map(|exporter| {
+        let inline = caches.inline.map(|inline| (inline, tools.clone(), Arc::clone(&keys)));
+        one(state, exporter, compatibility, source.clone(), inline)
+    });
     let exported = try_join_all(running).await?;
 
     let mut response = BTreeMap::new();
@@ -55,8 +62,8 @@ pub(crate) async fn export(
         response.extend(exported.response);
         finalizers.extend(exported.finalize.map(|f| finish(state, exporter, f)));
     }
-    let keys = if caches.is_empty() { Vec::new() } else { keys(&result).await? };
-    let caches = caches::export(state, tools, caches, &keys);
+    let keys: Vec<ResultKey> = keys.values().cloned().collect();
+    let caches = caches::export(state, tools, &caches.exports, &keys);
     let (_, written) = try_join(try_join_all(finalizers), caches).await?;
     response.extend(written);
     for (key, value) in &result.metadata {
@@ -72,13 +79,24 @@ async fn one(
     exporter: &Arc<dyn Exporter>,
     compatibility: Compatibility,
     source: Source,
+    inline: Option<(InlineExport, Tools, Arc<BTreeMap<String, ResultKey>>)>,
 ) -> Result<Exported> {
     let scope =
         state.job.vertex_scope(exporter.kind().vertex_name(), vertex(state, exporter), |cx| async move {
+            let provider: Arc<dyn BlobProvider> = Arc::new(common::provider(&state.worker, &cx));
+            let inline_cache = inline.map(|(inline, tools, results)| ImageRecords {
+                state: Arc::clone(state),
+                tools,
+                provider: Arc::clone(&provider),
+                progress: cx.progress.clone(),
+                results,
+                ignore_error: inline.ignore_error,
+            });
             let request = ExportRequest {
                 source,
                 compatibility,
-                provider: Arc::new(common::provider(&state.worker, &cx)),
+                provider,
+                inline_cache: inline_cache.map(|records| Arc::new(records) as Arc<dyn InlineCache>),
                 sessions: state.worker.sessions.clone(),
                 session: state.info.session_id.clone(),
                 progress: cx.progress.clone(),
@@ -134,11 +152,11 @@ async fn source(result: &FrontendResult) -> Result<Source> {
     Ok(source)
 }
 
-/// The keys of all results.
-async fn keys(result: &FrontendResult) -> Result<Vec<ResultKey>> {
-    let mut keys = Vec::new();
-    for (_, reference) in result.iter() {
-        keys.push(solved(reference)?.solve().await?.key.clone());
+/// The keys of all results, by id.
+async fn keys(result: &FrontendResult) -> Result<BTreeMap<String, ResultKey>> {
+    let mut keys = BTreeMap::new();
+    for (id, reference) in result.iter() {
+        keys.insert(id.to_owned(), solved(reference)?.solve().await?.key.clone());
     }
     Ok(keys)
 }

@@ -26,6 +26,7 @@ pub use crate::load::entitlements::{Entitlements, GrantedEntitlements};
 pub use crate::load::error::{LoadError, Located};
 pub use crate::load::identifier::canonical_identifier;
 pub use crate::load::options::{LoadOptions, PolicyError, SourcePolicy};
+use crate::parallel;
 
 /// More vertices than any real build has. Each costs a few kilobytes until its build ends, so this is what bounds the
 /// memory of a build by its definition.
@@ -151,31 +152,25 @@ pub async fn load(definition: &pb::Definition, options: &LoadOptions<'_>) -> Res
 }
 
 fn decode(definition: &pb::Definition) -> Result<(Vec<Draft<'_>>, HashMap<VertexDigest, usize>), LoadError> {
+    // Texts are dear to look for among thousands.
+    let metadata = definition.metadata.iter();
+    let metadata: HashMap<VertexDigest, &pb::OpMetadata> =
+        metadata.filter_map(|(digest, metadata)| Some((digest.parse().ok()?, metadata))).collect();
     let mut drafts = Vec::with_capacity(definition.def.len());
     let mut by_sent = HashMap::with_capacity(definition.def.len());
     let mut edges = 0;
-    for bytes in &definition.def {
-        let sent = VertexDigest::of(bytes);
+    let decoded = parallel::map(&definition.def, |bytes| (VertexDigest::of(bytes), decode_op(bytes)));
+    for (bytes, (sent, decoded)) in definition.def.iter().zip(decoded) {
         if by_sent.contains_key(&sent) {
             continue;
         }
-        let canonical = is_canonical_op(bytes);
-        if !canonical {
-            // The wire-level decoder goes first because its errors read like the reference's.
-            RawOp::decode(bytes).map_err(LoadError::Parse)?;
-        }
-        let op = pb::Op::decode(bytes.as_slice()).map_err(|e| LoadError::Parse(e.into()))?;
-        for (position, input) in op.inputs.iter().enumerate() {
-            if input.index < 0 {
-                return Err(LoadError::NegativeOutput { position, output: input.index });
-            }
-        }
+        let (op, canonical) = decoded?;
         edges += op.inputs.len();
         if op.inputs.len() > MAX_INPUTS || edges > MAX_EDGES {
             return Err(LoadError::TooManyInputs(edges));
         }
         by_sent.insert(sent, drafts.len());
-        let metadata = definition.metadata.get(&sent.to_string());
+        let metadata = metadata.get(&sent).copied();
         drafts.push(Draft {
             sent,
             bytes,
@@ -187,6 +182,22 @@ fn decode(definition: &pb::Definition) -> Result<(Vec<Draft<'_>>, HashMap<Vertex
         });
     }
     Ok((drafts, by_sent))
+}
+
+/// One op, and whether its bytes are the canonical ones.
+fn decode_op(bytes: &[u8]) -> Result<(pb::Op, bool), LoadError> {
+    let canonical = is_canonical_op(bytes);
+    if !canonical {
+        // The wire-level decoder goes first because its errors read like the reference's.
+        RawOp::decode(bytes).map_err(LoadError::Parse)?;
+    }
+    let op = pb::Op::decode(bytes).map_err(|e| LoadError::Parse(e.into()))?;
+    for (position, input) in op.inputs.iter().enumerate() {
+        if input.index < 0 {
+            return Err(LoadError::NegativeOutput { position, output: input.index });
+        }
+    }
+    Ok((op, canonical))
 }
 
 fn goes_through_proxy(op: &pb::Op) -> Result<bool, LoadError> {

@@ -30,7 +30,7 @@ pub const DEFAULT_CAPABILITIES: [&str; 14] = [
 ];
 
 /// Capabilities by their numbers in the kernel.
-const CAPABILITIES: [&str; 41] = [
+pub const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",
@@ -184,7 +184,7 @@ pub fn make(process: &ProcessSpec, around: Surroundings<'_>) -> Result<oci::Spec
             },
             masked_paths: if insecure { Vec::new() } else { owned(&MASKED_PATHS) },
             readonly_paths: if insecure { Vec::new() } else { owned(&READ_ONLY_PATHS) },
-            mount_label: None,
+            ..oci::Linux::default()
         },
         mounts: mounts(&around, insecure),
     })
@@ -223,6 +223,7 @@ pub fn oci_process(process: &ProcessSpec, user: oci::User, machine: &Machine) ->
         no_new_privileges: false,
         apparmor_profile: machine.apparmor_profile.clone().filter(|_| !insecure),
         selinux_label: None,
+        oom_score_adj: None,
     })
 }
 

@@ -15,7 +15,7 @@ use crate::attrs::ImageAttrs;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::exporter::{ExportRequest, Tools};
-use crate::layers::{ExportedLayer, manifest_descriptor};
+use crate::layers::{ExportedLayer, LayerOptions, manifest_descriptor};
 use crate::platforms::{epoch_of, platforms_of, state_of};
 use crate::progress::begin;
 use crate::source::{Source, keys};
@@ -57,7 +57,8 @@ pub(crate) async fn commit(tools: &Tools, request: &ExportRequest, attrs: &Image
     let mut only_config = None;
     for (platform, base, epoch, layers) in images {
         let image_config = source.metadata_for(keys::CONFIG, Some(&platform.id));
-        let image_config = config::patch(image_config, base.as_ref(), &layers, epoch)?;
+        let cache = inline_cache(request, &platform.id, &layers, &attrs.layers).await?;
+        let image_config = config::patch(image_config, base.as_ref(), &layers, epoch, cache.as_deref())?;
         let annotations = attrs.annotations.of(source.is_map().then_some(&platform.platform));
         let (mut descriptor, config) = commit.manifest(image_config, &layers, annotations).await?;
         descriptor.platform = Some(platform.platform.clone());
@@ -72,6 +73,18 @@ pub(crate) async fn commit(tools: &Tools, request: &ExportRequest, attrs: &Image
     }
     let descriptor = commit.index(manifests).await?;
     Ok(Committed { descriptor, config: None, layers: all_layers })
+}
+
+/// The cache that an image of these layers carries.
+async fn inline_cache(
+    request: &ExportRequest,
+    platform: &str,
+    layers: &[ExportedLayer],
+    options: &LayerOptions,
+) -> Result<Option<Vec<u8>>> {
+    let Some(cache) = &request.inline_cache else { return Ok(None) };
+    let _part = begin(&request.progress, "preparing layers for inline cache");
+    cache.records(platform, layers, options).await.map_err(Error::InlineCache)
 }
 
 fn check(source: &Source, attrs: &ImageAttrs) -> Result<()> {

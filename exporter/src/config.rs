@@ -14,14 +14,19 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 /// Marks history that this crate had to add.
 const COMMENT: &str = "buildkit.exporter.image.v0";
 
-/// Returns `config`, or a default one, with the diff IDs of `layers`, a history that fits them, and times no later
-/// than `epoch`.
+/// Key of an image config: the cache records that the image carries, in base64.
+pub const INLINE_CACHE: &str = "moby.buildkit.cache.v0";
+
+/// Returns `config`, or a default one, with the diff IDs of `layers`, a history that fits them, times no later than
+/// `epoch`, and the records of `cache`.
 pub(crate) fn patch(
     config: Option<&[u8]>,
     base: Option<&ImageConfig>,
     layers: &[ExportedLayer],
     epoch: Option<Timestamp>,
+    cache: Option<&[u8]>,
 ) -> Result<Vec<u8>> {
+    use base64::Engine as _;
     let default;
     let config = match config.filter(|config| !config.is_empty()) {
         Some(config) => config,
@@ -46,6 +51,9 @@ pub(crate) fn patch(
     set(&mut fields, "history", &documents)?;
     if let Some(created) = created {
         set(&mut fields, "created", &created.map(|time| time.to_string()))?;
+    }
+    if let Some(cache) = cache {
+        set(&mut fields, INLINE_CACHE, &base64::engine::general_purpose::STANDARD.encode(cache))?;
     }
     Ok(write(&fields))
 }

@@ -53,6 +53,9 @@ pub enum Error {
         /// What its bytes say.
         actual: kiln_digest::Digest,
     },
+    /// The cache that an image is to carry could not be made.
+    #[error("cannot make the inline cache")]
+    InlineCache(#[source] BoxError),
     /// The catalogue failed.
     #[error("cannot read the result")]
     Cache(#[from] kiln_cache::Error),

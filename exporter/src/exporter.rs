@@ -13,9 +13,9 @@ use kiln_session::{Session, Sessions};
 use kiln_solver::VertexProgress;
 
 use crate::archive::ArchiveExporter;
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::image::ImageExporter;
-use crate::layers::LayerMaker;
+use crate::layers::{ExportedLayer, LayerMaker, LayerOptions};
 use crate::local::LocalExporter;
 use crate::push::Pusher;
 use crate::source::Source;
@@ -135,6 +135,21 @@ impl Tools {
     }
 }
 
+/// Makes the cache records that an image carries in its config.
+///
+/// 1. `records` gets a platform of the result and the image's layers for it, bottom first, as the image has them.
+/// 2. It returns the records as JSON, none if the build's cache has no result that consists of such layers.
+#[async_trait]
+pub trait InlineCache: fmt::Debug + Send + Sync {
+    /// Makes the records for one image.
+    async fn records(
+        &self,
+        platform: &str,
+        layers: &[ExportedLayer],
+        options: &LayerOptions,
+    ) -> Result<Option<Vec<u8>>, BoxError>;
+}
+
 /// One export.
 pub struct ExportRequest {
     /// What to export.
@@ -147,6 +162,8 @@ pub struct ExportRequest {
     pub sessions: Sessions,
     /// The session of the client that asked.
     pub session: String,
+    /// Makes the cache that images carry, when that is wanted.
+    pub inline_cache: Option<Arc<dyn InlineCache>>,
     /// Where progress goes.
     pub progress: VertexProgress,
 }

@@ -31,8 +31,11 @@ mod tar;
 mod timestamp;
 mod trees;
 
+pub use crate::config::INLINE_CACHE;
 pub use crate::error::{BoxError, Error, Result};
-pub use crate::exporter::{Compatibility, ExportRequest, Exported, Exporter, Finalize, Kind, Tools, resolve};
+pub use crate::exporter::{
+    Compatibility, ExportRequest, Exported, Exporter, Finalize, InlineCache, Kind, Tools, resolve,
+};
 pub use crate::layers::{ExportedLayer, LayerMaker, LayerOptions};
 pub use crate::platforms::{ResultPlatform, result_platforms};
 pub use crate::push::{PushRequest, Pusher};

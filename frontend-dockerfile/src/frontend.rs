@@ -40,25 +40,34 @@ impl Frontend for DockerfileFrontend {
         bridge: Arc<dyn Bridge>,
         request: FrontendRequest,
     ) -> Result<FrontendResult, FrontendError> {
-        let unsupported = unsupported_capability(&request);
-        if let Some((name, false)) = &unsupported {
-            return Err(FrontendError::UnsupportedCapability { name: name.clone() });
-        }
-        let options = Options::parse(&request).map_err(|error| error.into_frontend(None))?;
-        let client = Client { bridge, request, options };
-        let mut main = MainContext::detect(&client).await.map_err(|error| error.into_frontend(None))?;
-        let file = main.read_dockerfile(&client).await.map_err(|error| error.into_frontend(None))?;
-        if let Some(result) = forward(&client, &file).await? {
-            return Ok(result);
-        }
-        if let Some((name, _)) = unsupported {
-            return Err(FrontendError::UnsupportedCapability { name });
-        }
-        if let Some(request) = client.options.get("requestid") {
-            return crate::subrequest::answer(request, &client, &main, &file).await;
-        }
-        build(&client, &main, &file).await.map_err(|error| error.into_frontend(Some(&file)))
+        solve(bridge, request, false).await
     }
+}
+
+/// Answers a request. An `offline` one is about the file itself, and its bridge need not know of images.
+pub(crate) async fn solve(
+    bridge: Arc<dyn Bridge>,
+    request: FrontendRequest,
+    offline: bool,
+) -> Result<FrontendResult, FrontendError> {
+    let unsupported = unsupported_capability(&request);
+    if let Some((name, false)) = &unsupported {
+        return Err(FrontendError::UnsupportedCapability { name: name.clone() });
+    }
+    let options = Options::parse(&request).map_err(|error| error.into_frontend(None))?;
+    let client = Client { bridge, request, options, offline };
+    let mut main = MainContext::detect(&client).await.map_err(|error| error.into_frontend(None))?;
+    let file = main.read_dockerfile(&client).await.map_err(|error| error.into_frontend(None))?;
+    if let Some(result) = forward(&client, &file).await? {
+        return Ok(result);
+    }
+    if let Some((name, _)) = unsupported {
+        return Err(FrontendError::UnsupportedCapability { name });
+    }
+    if let Some(request) = client.options.get("requestid") {
+        return crate::subrequest::answer(request, &client, &main, &file).await;
+    }
+    build(&client, &main, &file).await.map_err(|error| error.into_frontend(Some(&file)))
 }
 
 /// The first capability that is asked for and missing; the flag says that the file may be forwarded all the same.
@@ -171,14 +180,14 @@ async fn build_platform(
 ) -> Result<Built> {
     let mut lint = linter(client, file)?;
     lint.muted = index > 0;
-    let request = Request { client, file, platform, all_stages: false, scanner };
+    let request = Request { client, file, platform, all_stages: false, graph: true, scanner };
     let lowered = lower(request, main, &mut lint).await;
     warn(client, file, &lint).await;
-    let lowered = lowered?;
-    let mut solve = SolveRequest::definition(lowered.definition.clone());
+    let mut lowered = lowered?;
+    let mut solve = SolveRequest::definition(std::mem::take(&mut lowered.definition));
     solve.cache_imports = client.options.cache_imports.clone();
     let reference = client.bridge.solve(solve).await?.single_ref().cloned();
-    let attestation = match lowered.attestation.clone() {
+    let attestation = match lowered.attestation.take() {
         None => None,
         Some(scan) => {
             let scanned = client.bridge.solve(SolveRequest::definition(scan)).await?.single_ref().cloned();
@@ -192,9 +201,13 @@ async fn build_platform(
     Ok(Built { reference, attestation, lowered })
 }
 
+/// How much of a Dockerfile may be sent with warnings, in bytes: each carries the whole file.
+const MAX_WARNED: usize = 64 << 20;
+
 /// Sends what the linter found.
 async fn warn(client: &Client, file: &SourceFile, lint: &Linter) {
-    for hit in &lint.hits {
+    let shown = lint.hits.len().min(MAX_WARNED / file.data.len().max(1) + 1);
+    for hit in lint.hits.iter().take(shown) {
         let mut warning = Warning::default();
         let line = hit.ranges.first().map_or(0, |range| range.start);
         warning.vertex = file.vertex.clone();
@@ -208,6 +221,14 @@ async fn warn(client: &Client, file: &SourceFile, lint: &Linter) {
         warning.source = Some(file.to_pb());
         warning.ranges = hit.ranges.iter().map(|range| range.to_pb()).collect::<Vec<pb::Range>>();
         // A client that cannot be told is told nothing; the build goes on.
+        let _ = client.bridge.warn(warning).await;
+    }
+    let more = lint.hits.len() - shown;
+    if more > 0 {
+        let mut warning = Warning::default();
+        warning.vertex = file.vertex.clone();
+        warning.level = 1;
+        warning.short = format!("{more} more warnings are not shown: check the Dockerfile to see them all");
         let _ = client.bridge.warn(warning).await;
     }
 }

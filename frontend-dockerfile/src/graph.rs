@@ -245,6 +245,13 @@ struct Marshal<'a> {
     locations: BTreeMap<String, pb::Locations>,
 }
 
+/// The inputs of an op, each once.
+#[derive(Default)]
+struct Inputs {
+    list: Vec<pb::Input>,
+    places: HashMap<(String, i64), usize>,
+}
+
 impl Marshal<'_> {
     /// Marshals everything below `root`; a stage may have thousands of steps, so this does not recurse.
     fn reach(&mut self, root: Edge) -> Result<()> {
@@ -282,22 +289,21 @@ impl Marshal<'_> {
     }
 
     /// Position of an edge among the inputs of an op, added if it is new; -1 for nothing.
-    fn position(&self, inputs: &mut Vec<pb::Input>, edge: Option<Edge>) -> Result<i64> {
+    fn position(&self, inputs: &mut Inputs, edge: Option<Edge>) -> Result<i64> {
         let Some(edge) = edge.and_then(|edge| self.graph.resolve(edge)) else { return Ok(-1) };
         let input = self.input(edge)?;
-        let at = match inputs.iter().position(|known| *known == input) {
-            Some(at) => at,
-            None => {
-                inputs.push(input);
-                inputs.len() - 1
-            }
-        };
+        let next = inputs.list.len();
+        let at = *inputs.places.entry((input.digest.clone(), input.index)).or_insert(next);
+        if at == next {
+            inputs.list.push(input);
+        }
         Ok(i64::try_from(at).unwrap_or(i64::MAX))
     }
 
     fn emit(&mut self, node: usize) -> Result<()> {
         let vertex = &self.graph.vertexes[node];
         let mut op = pb::Op { constraints: Some(pb::WorkerConstraints::default()), ..pb::Op::default() };
+        let mut inputs = Inputs::default();
         match &vertex.body {
             Body::Later(_) => return Ok(()),
             Body::Raw { bytes, meta, .. } => {
@@ -316,7 +322,7 @@ impl Marshal<'_> {
                 }
                 for (mount, edge) in exec.mounts.iter_mut().zip(mounts) {
                     if !matches!(mount.mount_type(), pb::MountType::Secret | pb::MountType::Ssh) {
-                        mount.input = self.position(&mut op.inputs, *edge)?;
+                        mount.input = self.position(&mut inputs, *edge)?;
                     } else {
                         mount.input = -1;
                     }
@@ -325,18 +331,20 @@ impl Marshal<'_> {
                 op.op = Some(Kind::Exec(exec));
             }
             Body::File { base, actions } => {
-                let actions = self.file_actions(&mut op.inputs, *base, actions)?;
+                let actions = self.file_actions(&mut inputs, *base, actions)?;
                 op.op = Some(Kind::File(pb::FileOp { actions }));
             }
             Body::Merge(edges) => {
-                let mut inputs = Vec::new();
+                let mut merged = Vec::new();
                 for edge in edges.iter().filter_map(|edge| self.graph.resolve(*edge)) {
-                    inputs.push(pb::MergeInput { input: i64::try_from(op.inputs.len()).unwrap_or(i64::MAX) });
-                    op.inputs.push(self.input(edge)?);
+                    merged
+                        .push(pb::MergeInput { input: i64::try_from(inputs.list.len()).unwrap_or(i64::MAX) });
+                    inputs.list.push(self.input(edge)?);
                 }
-                op.op = Some(Kind::Merge(pb::MergeOp { inputs }));
+                op.op = Some(Kind::Merge(pb::MergeOp { inputs: merged }));
             }
         }
+        op.inputs = inputs.list;
         let bytes = encode_op(&op)?;
         let digest = Digest::of(&bytes).to_string();
         let mut meta = pb::OpMetadata {
@@ -359,7 +367,7 @@ impl Marshal<'_> {
     /// Numbers the inputs and results of a chain of actions, each working on the one before.
     fn file_actions(
         &self,
-        inputs: &mut Vec<pb::Input>,
+        inputs: &mut Inputs,
         base: Option<Edge>,
         steps: &[FileStep],
     ) -> Result<Vec<pb::FileAction>> {
@@ -368,7 +376,7 @@ impl Marshal<'_> {
         for step in steps {
             sources.push(self.position(inputs, step.source)?);
         }
-        let results = i64::try_from(inputs.len()).unwrap_or(i64::MAX);
+        let results = i64::try_from(inputs.list.len()).unwrap_or(i64::MAX);
         let mut actions = Vec::new();
         let mut input = base;
         for (i, (step, source)) in steps.iter().zip(sources).enumerate() {

@@ -18,6 +18,7 @@ mod image;
 mod instruction;
 mod lint;
 mod lower;
+mod offline;
 mod options;
 mod parser;
 mod paths;
@@ -26,6 +27,8 @@ mod reference;
 mod shell;
 mod source;
 mod subrequest;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod text;
 
 #[cfg(doctest)]
@@ -34,4 +37,5 @@ mod readme {}
 
 pub use crate::error::{Error, Result};
 pub use crate::frontend::{DockerfileFrontend, NAME};
+pub use crate::offline::{Files, lint};
 pub use crate::source::LineRange;

@@ -1,5 +1,8 @@
 use kiln_frontend::pb;
 
+/// How many lines of one instruction are listed one by one.
+const MAX_RANGES: usize = 1024;
+
 /// Lines of a file, counted from one, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LineRange {
@@ -15,9 +18,14 @@ impl LineRange {
         Self { start: line, end: line }
     }
 
-    /// One range per line from `start` to `end`; one for `start` if `end` lies before it.
+    /// One range per line from `start` to `end`; one for `start` if `end` lies before it. Very many lines are one range:
+    /// every warning and error about an instruction repeats them.
     pub(crate) fn lines(start: usize, end: usize) -> Vec<Self> {
-        (start..=end.max(start)).map(Self::line).collect()
+        let end = end.max(start);
+        if end - start >= MAX_RANGES {
+            return vec![Self { start, end }];
+        }
+        (start..=end).map(Self::line).collect()
     }
 
     pub(crate) fn to_pb(self) -> pb::Range {

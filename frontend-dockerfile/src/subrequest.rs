@@ -22,6 +22,9 @@ use crate::lower::{Lowered, Request, linter, lower};
 use crate::parser::parse;
 use crate::source::{LineRange, SourceFile};
 
+/// How long the text of a check gets, in bytes, give or take an excerpt. Its JSON form has everything.
+const MAX_TEXT: usize = 8 << 20;
+
 /// Answers a sub-request. An answer has no filesystem, only metadata.
 pub(crate) async fn answer(
     name: &str,
@@ -85,14 +88,15 @@ async fn lowered(
     main: &MainContext,
     file: &SourceFile,
     lint: &mut Linter,
+    graph: bool,
 ) -> Result<Lowered> {
-    let request = Request { client, file, platform: None, all_stages: false, scanner: None };
+    let request = Request { client, file, platform: None, all_stages: false, graph, scanner: None };
     lower(request, main, lint).await
 }
 
 async fn outline(client: &Client, main: &MainContext, file: &SourceFile) -> Result<Metadata> {
     let mut lint = linter(client, file)?;
-    let outline = lowered(client, main, file, &mut lint).await?.outline;
+    let outline = lowered(client, main, file, &mut lint, false).await?.outline;
     let args = outline.args.iter().map(|(name, note)| {
         object([
             ("name", json!(name)),
@@ -182,7 +186,7 @@ async fn lint(client: &Client, main: &MainContext, file: &SourceFile) -> Result<
         Ok(configured) => {
             lint = configured;
             let all_stages = client.options.target.is_empty();
-            let request = Request { client, file, platform: None, all_stages, scanner: None };
+            let request = Request { client, file, platform: None, all_stages, graph: false, scanner: None };
             lower(request, main, &mut lint).await.map(|_| ())
         }
     };
@@ -209,12 +213,19 @@ async fn lint(client: &Client, main: &MainContext, file: &SourceFile) -> Result<
     let mut hits: Vec<&crate::lint::Hit> = lint.hits.iter().collect();
     hits.sort_by_key(|hit| hit.ranges.first().map_or(0, |range| range.start));
     let mut text = String::new();
-    for hit in hits {
+    let content = String::from_utf8_lossy(&file.data);
+    let lines: Vec<&str> = content.split('\n').collect();
+    let all = hits.len();
+    for (shown, hit) in hits.into_iter().enumerate() {
+        if text.len() > MAX_TEXT {
+            text.push_str(&format!("\n{} more warnings are not shown\n", all - shown));
+            break;
+        }
         text.push_str(&format!("\nWARNING: {}", hit.rule.name()));
         if !hit.rule.url().is_empty() {
             text.push_str(&format!(" - {}", hit.rule.url()));
         }
-        text.push_str(&format!("\n{}\n{}", hit.message, excerpt(file, &hit.ranges)));
+        text.push_str(&format!("\n{}\n{}", hit.message, excerpt(file, &lines, &hit.ranges)));
     }
     let mut out = metadata("1.0.0", &answer, Some(text))?;
     let failed = outcome.is_err() || !lint.hits.is_empty();
@@ -238,7 +249,7 @@ fn merged(places: &[Vec<LineRange>]) -> Vec<LineRange> {
 
 async fn convert(client: &Client, main: &MainContext, file: &SourceFile) -> Result<Metadata> {
     let mut lint = linter(client, file)?;
-    let definition = lowered(client, main, file, &mut lint).await?.definition;
+    let definition = lowered(client, main, file, &mut lint, true).await?.definition;
     let broken = |error: kiln_llb::Error| Error::new(error.to_string());
     let proto = |name: &str, message: &[u8]| -> Result<Value> {
         let message = kiln_llb::Message::decode(kiln_llb::Schema::llb(), name, message).map_err(broken)?;

@@ -15,7 +15,7 @@ use crate::result::FrontendResult;
 /// 2. `solve` with a frontend name runs that frontend, with the same client behind it.
 /// 3. `resolve_source_metadata` applies the build's source policy; the source in the answer is the one it looked at.
 ///    Its errors say what went wrong (`docker.io/library/x:latest: not found`); what was being resolved, and for which
-///    word of the input, is for the frontend to add.
+///    word of the input, is for the frontend to add. For an image there is an `image` in the answer.
 /// 4. Errors of what is below come back as [`Error::Solve`](crate::Error::Solve) or
 ///    [`Error::Resolve`](crate::Error::Resolve) with their own cause kept.
 /// 5. `warn` never fails a build: a bridge that cannot deliver drops the warning.

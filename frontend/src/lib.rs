@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bridge;
+mod builtin;
 mod error;
 mod reference;
 mod request;
@@ -21,6 +22,7 @@ pub use crate::bridge::{
     Bridge, CacheImport, GitMetadata, HttpMetadata, ImageMetadata, OciStore, ResolveMode, ResolveRequest,
     SolveRequest, SourceMetadata, Warning,
 };
+pub use crate::builtin::builtin;
 pub use crate::error::{BoxError, Error, ErrorKind, ErrorSource, Result};
 pub use crate::reference::{FileRange, FileStat, Reference};
 pub use crate::request::{Frontend, FrontendRequest, WorkerInfo};

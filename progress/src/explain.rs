@@ -113,6 +113,10 @@ fn sentence(reason: &Reason, now: Timestamp) -> String {
             }
             format!("{text}\n    (compared with {}{made})", quoted(&reason.nearest))
         }
+        (_, "not imported") => {
+            "is in none of the imported caches, which do not say what their results were made of, and nothing like it was recorded here yet"
+                .to_owned()
+        }
         (_, "new") => "nothing like it was recorded yet".to_owned(),
         _ => "ran".to_owned(),
     }

@@ -20,7 +20,7 @@ pub struct Reason {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<Timestamp>,
     /// Of a run: `new`, `session` for what holds in one session only, `same` for a step whose result has gone,
-    /// `differs`.
+    /// `differs`, `not imported` for one that the imported caches lack and that nothing recorded here is like.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub miss: String,
     /// The step that a run is compared with.

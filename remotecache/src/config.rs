@@ -85,9 +85,43 @@ impl Config {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let config: Self = serde_json::from_slice(bytes)
             .map_err(|error| Error::Document { what: "cache config", reason: error.to_string() })?;
-        config.check_layers()?;
-        config.check_records()?;
+        config.check()?;
         Ok(config)
+    }
+
+    /// Reads the records in the config of an image with these layers, bottom first, each on the one before.
+    ///
+    /// # Errors
+    /// [`Error::Document`], [`Error::Records`].
+    pub(crate) fn parse_inline(records: &[u8], layers: &[Digest]) -> Result<Self> {
+        let records: Option<Vec<Record>> = serde_json::from_slice(records)
+            .map_err(|error| Error::Document { what: "inline cache", reason: error.to_string() })?;
+        let layer = |(blob, parent): (&Digest, i64)| Layer { blob: *blob, parent };
+        let layers = layers.iter().zip(-1..).map(layer).collect();
+        let config = Self { layers, records: records.unwrap_or_default() };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Takes up another one's layers and records. Both fit together before and after.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        let position = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let (layers, records) = (position(self.layers.len()), position(self.records.len()));
+        for layer in other.layers.iter_mut().filter(|layer| layer.parent >= 0) {
+            layer.parent += layers;
+        }
+        for record in &mut other.records {
+            record.layers.iter_mut().for_each(|result| result.layer += layers);
+            record.chains.iter_mut().flat_map(|chain| &mut chain.layers).for_each(|layer| *layer += layers);
+            record.inputs.iter_mut().flatten().for_each(|input| input.link += records);
+        }
+        self.layers.append(&mut other.layers);
+        self.records.append(&mut other.records);
+    }
+
+    fn check(&self) -> Result<()> {
+        self.check_layers()?;
+        self.check_records()
     }
 
     /// Writes it.

@@ -47,9 +47,6 @@ pub enum Error {
     /// The records do not fit together. Clients know these texts.
     #[error("{0}")]
     Records(String),
-    /// There is no cache in what was found.
-    #[error("no cache config in {0}")]
-    NoConfig(Digest),
     /// The solver's store failed.
     #[error("cannot read cache keys")]
     Keys(#[from] kiln_solver::Error),

@@ -4,6 +4,7 @@
 //! - [`collect`] walks the keys of a build's results; [`Export`] writes what it found through a [`CacheTarget`].
 //! - [`CacheOrigin`] reads a cache's documents and blobs; [`ImportedKeys`] is what was read, as a
 //!   [`KeySource`](kiln_solver::KeySource) for the solver.
+//! - [`Records::into_inline`] writes records for the config of an image; [`open`] reads those too.
 //! - [`local`] and [`registry`]: directories of the client, and registries, both ways.
 //!
 //! Documents are byte-identical with those of moby/buildkit (cache/remotecache/) for the same records. This crate knows
@@ -18,6 +19,7 @@ mod config;
 mod error;
 mod export;
 mod imported;
+mod inline;
 pub mod local;
 mod open;
 mod records;

@@ -12,9 +12,10 @@ use serde::Deserialize;
 use crate::CONFIG_TYPE;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::inline;
 
 /// The largest manifest, index or config, in bytes.
-const MAX_DOCUMENT: u64 = 1 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 1 << 20;
 
 /// Where a cache is read from.
 ///
@@ -44,37 +45,38 @@ pub struct Opened {
     pub config: Config,
     /// Its layers, by digest.
     pub layers: HashMap<Digest, Descriptor>,
+    /// What is worth a warning, although it is no reason to give up.
+    pub notes: Vec<String>,
 }
 
-/// Reads the cache that `root` names.
+/// Reads the cache that `root` names: one with a config of its own, or one that images carry in theirs. An image without
+/// one is an empty cache, and a note says so.
 ///
 /// # Errors
-/// Those of the origin; [`Error::TooLarge`], [`Error::Document`], [`Error::Records`], [`Error::NoConfig`].
+/// Those of the origin; [`Error::TooLarge`], [`Error::Document`], [`Error::Records`].
 pub async fn open(origin: &dyn CacheOrigin, root: &Descriptor) -> Result<Opened> {
-    let bytes = document(origin, root).await?;
-    let outline: Outline = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::Document { what: "cache manifest", reason: error.to_string() })?;
+    let outline = Outline::parse(&document(origin, root, MAX_DOCUMENT).await?)?;
     let kind = outline.kind();
-    let (config, layers) = match (outline.manifests, outline.config) {
-        (Some(manifests), _) => {
-            let is_config = |blob: &Descriptor| blob.media_type == CONFIG_TYPE;
-            let config = manifests.iter().find(|blob| is_config(blob)).cloned();
-            (config, manifests.into_iter().filter(|blob| !is_config(blob)).collect())
-        }
-        (None, config) => {
-            (config.filter(|blob| blob.media_type == CONFIG_TYPE), outline.layers.unwrap_or_default())
-        }
+    let is_config = |blob: &&Descriptor| blob.media_type == CONFIG_TYPE;
+    let config = match &outline.manifests {
+        Some(manifests) => manifests.iter().find(is_config),
+        None => outline.config.as_ref().filter(is_config),
     };
-    let config = config.ok_or(Error::NoConfig(root.digest))?;
-    let config = Config::parse(&document(origin, &config).await?)?;
-    let layers = layers.into_iter().map(|layer| (layer.digest, layer)).collect();
-    Ok(Opened { kind, config, layers })
+    let Some(config) = config else {
+        let inline::Found { config, layers, notes } = inline::read(origin, root.digest, outline).await?;
+        return Ok(Opened { kind, config, layers, notes });
+    };
+    let config = Config::parse(&document(origin, config, MAX_DOCUMENT).await?)?;
+    let layers = outline.manifests.or(outline.layers).unwrap_or_default().into_iter();
+    let layers = layers.filter(|layer| !is_config(&layer)).map(|layer| (layer.digest, layer)).collect();
+    Ok(Opened { kind, config, layers, notes: Vec::new() })
 }
 
-async fn document(origin: &dyn CacheOrigin, document: &Descriptor) -> Result<Bytes> {
-    within(&document.digest, document.size, MAX_DOCUMENT)?;
-    let bytes = origin.read(document, MAX_DOCUMENT).await?;
-    within(&document.digest, bytes.len() as u64, MAX_DOCUMENT)?;
+/// Reads a document of at most `limit` bytes.
+pub(crate) async fn document(origin: &dyn CacheOrigin, document: &Descriptor, limit: u64) -> Result<Bytes> {
+    within(&document.digest, document.size, limit)?;
+    let bytes = origin.read(document, limit).await?;
+    within(&document.digest, bytes.len() as u64, limit)?;
     let actual = Digest::of(&bytes);
     if actual != document.digest {
         return Err(Error::Digest { expected: document.digest, actual });
@@ -93,18 +95,23 @@ pub(crate) fn within(digest: &Digest, size: u64, limit: u64) -> Result<()> {
 /// What tells manifests from indexes.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Outline {
+pub(crate) struct Outline {
     #[serde(default)]
     media_type: Option<String>,
     #[serde(default)]
-    manifests: Option<Vec<Descriptor>>,
+    pub(crate) manifests: Option<Vec<Descriptor>>,
     #[serde(default)]
-    config: Option<Descriptor>,
+    pub(crate) config: Option<Descriptor>,
     #[serde(default)]
-    layers: Option<Vec<Descriptor>>,
+    pub(crate) layers: Option<Vec<Descriptor>>,
 }
 
 impl Outline {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes)
+            .map_err(|error| Error::Document { what: "cache manifest", reason: error.to_string() })
+    }
+
     fn kind(&self) -> String {
         match self.media_type.as_deref() {
             Some(kind) if !kind.is_empty() => kind.chars().take(200).collect(),

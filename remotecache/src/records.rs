@@ -3,10 +3,14 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
+use kiln_content::json;
 use kiln_digest::Digest;
 use kiln_exporter::{ExportedLayer, Timestamp};
 
 use crate::config::{ChainResult, Config, Input, Layer, LayerResult, Record};
+
+/// The time of results that are not simply the first so many layers of an image.
+const NO_TIME: &str = "0001-01-01T00:00:00Z";
 
 /// Position of a record in its [`Records`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,15 +117,48 @@ impl Records {
             })
             .collect();
         let (config_layers, places, described) = layers.sorted();
+        let records = self.in_order(|old, _| {
+            let result = tops[old].map(|(created_at, top)| LayerResult {
+                layer: signed(places[top]),
+                created_at: Timestamp::from(created_at).to_string(),
+            });
+            (result.into_iter().collect(), Vec::new())
+        });
+        (Config { layers: config_layers, records }, described)
+    }
+
+    /// Writes them down for the config of an image with these layers. Only results that consist of layers of the image
+    /// go along; none without any.
+    pub fn into_inline(self, image: &[ExportedLayer]) -> Option<Vec<u8>> {
+        let same = |own: &ExportedLayer, layer: &ExportedLayer| {
+            own.descriptor.digest == layer.descriptor.digest || own.diff_id == layer.diff_id
+        };
+        let place = |layer: &ExportedLayer| image.iter().position(|own| same(own, layer)).map(signed);
+        let records = self.in_order(|_, entry| {
+            let Some((created_at, chain)) = &entry.result else { return Default::default() };
+            if chain.len() <= image.len() && chain.iter().zip(image).all(|(layer, own)| same(own, layer)) {
+                let created_at = Timestamp::from(*created_at).to_string();
+                return (vec![LayerResult { layer: signed(chain.len()) - 1, created_at }], Vec::new());
+            }
+            let layers: Option<Vec<i64>> = chain.iter().map(place).collect();
+            let chain = layers.map(|layers| ChainResult { layers, created_at: NO_TIME.to_owned() });
+            (Vec::new(), chain.into_iter().collect())
+        });
+        let any = records.iter().any(|record| !record.layers.is_empty() || !record.chains.is_empty());
+        any.then(|| json::compact(&records))
+    }
+
+    /// The records in the order of the format, with the results that `results` gives for each.
+    fn in_order(
+        &self,
+        results: impl Fn(usize, &Entry) -> (Vec<LayerResult>, Vec<ChainResult>),
+    ) -> Vec<Record> {
         let order = self.order();
         let mut new_places = vec![0; order.len()];
         order.iter().enumerate().for_each(|(new, old)| new_places[*old] = new);
         let records = order.iter().map(|&old| {
             let entry = &self.records[old];
-            let result = tops[old].map(|(created_at, top)| LayerResult {
-                layer: signed(places[top]),
-                created_at: Timestamp::from(created_at).to_string(),
-            });
+            let (layers, chains) = results(old, entry);
             let inputs = entry.inputs.iter().map(|ways| {
                 let mut ways: Vec<Input> = ways
                     .iter()
@@ -133,14 +170,9 @@ impl Records {
                 ways.sort_by(|a, b| (a.link, &a.selector).cmp(&(b.link, &b.selector)));
                 ways
             });
-            Record {
-                layers: result.into_iter().collect(),
-                chains: Vec::<ChainResult>::new(),
-                digest: entry.digest,
-                inputs: inputs.collect(),
-            }
+            Record { layers, chains, digest: entry.digest, inputs: inputs.collect() }
         });
-        (Config { layers: config_layers, records: records.collect() }, described)
+        records.collect()
     }
 
     /// Positions in the order of the format: by digest, then by what they are made of.
@@ -270,6 +302,41 @@ mod tests {
         assert_eq!(chain("one"), ["base", "1"].map(Digest::of));
         assert_eq!(chain("two"), ["base", "1", "2", "1"].map(Digest::of));
         assert_eq!(Config::parse(&config.to_bytes()).unwrap(), config);
+    }
+
+    #[test]
+    fn an_image_carries_the_results_that_it_has_the_layers_of() {
+        let mut records = Records::new();
+        let root = records.add(Digest::of("root"), Vec::new());
+        let one = records.add(Digest::of("one"), vec![vec![(None, root)]]);
+        let two = records.add(Digest::of("two"), vec![vec![(None, one)]]);
+        let picked = records.add(Digest::of("picked"), vec![vec![(None, two)]]);
+        let other = records.add(Digest::of("other"), vec![vec![(None, root)]]);
+        records.attach(one, at(1), vec![layer("base"), layer("1")]);
+        records.attach(two, at(2), vec![layer("base"), layer("1"), layer("2")]);
+        records.attach(picked, at(3), vec![layer("base"), layer("2")]);
+        records.attach(other, at(4), vec![layer("base"), layer("elsewhere")]);
+        let mut converted = layer("compressed anew");
+        converted.diff_id = Digest::of("2");
+        let bytes = records.into_inline(&[layer("base"), layer("1"), converted]).unwrap();
+        let records: Vec<Record> = serde_json::from_slice(&bytes).unwrap();
+        let results = |name: &str| {
+            let record = records.iter().find(|record| record.digest == Digest::of(name)).unwrap();
+            serde_json::to_string(&(&record.layers, &record.chains)).unwrap()
+        };
+        assert_eq!(results("one"), r#"[[{"layer":1,"createdAt":"1970-01-01T00:00:01Z"}],[]]"#);
+        assert_eq!(results("two"), r#"[[{"layer":2,"createdAt":"1970-01-01T00:00:02Z"}],[]]"#);
+        assert_eq!(results("picked"), r#"[[],[{"layers":[0,2],"createdAt":"0001-01-01T00:00:00Z"}]]"#);
+        assert_eq!((results("other"), results("root")), ("[[],[]]".to_owned(), "[[],[]]".to_owned()));
+    }
+
+    #[test]
+    fn an_image_without_any_of_the_results_carries_nothing() {
+        let mut records = Records::new();
+        let root = records.add(Digest::of("root"), Vec::new());
+        let one = records.add(Digest::of("one"), vec![vec![(None, root)]]);
+        records.attach(one, at(1), vec![layer("1")]);
+        assert_eq!(records.into_inline(&[layer("2")]), None);
     }
 
     #[test]

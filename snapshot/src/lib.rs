@@ -10,6 +10,7 @@ mod difference;
 mod error;
 mod flatten;
 mod in_place;
+mod known;
 mod marks;
 mod mount;
 mod mount_table;

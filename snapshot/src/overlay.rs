@@ -11,10 +11,12 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::flatten;
 use crate::in_place::may_block;
-use crate::mount::{Mount, open_path};
+use crate::known::Known;
+use crate::mount::{Mount, SharedUpper, TempMounted, open_path};
 use crate::mount_table::detach_below;
 use crate::skeleton;
 use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
+use crate::unmounted;
 use crate::usage::measure;
 
 /// Snapshots as directories on one filesystem, stacked by overlayfs.
@@ -47,7 +49,8 @@ impl OverlaySnapshotter {
         };
         let (active, committed) = (home("active")?, home("committed")?);
         let merged = flatten::load(&root.join("merged"))?;
-        let places = Arc::new(Places { root, active, committed, merged, trashed: AtomicU64::new(0) });
+        let (known, trashed) = (Known::default(), AtomicU64::new(0));
+        let places = Arc::new(Places { root, active, committed, merged, known, trashed });
         places.discard_leftovers()?;
         Ok(Self { places })
     }
@@ -75,14 +78,27 @@ impl Snapshotter for OverlaySnapshotter {
         "overlayfs"
     }
 
-    async fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
-        let (id, lowers) = (id.clone(), lowers.to_vec());
-        self.blocking(move |places| places.prepare(&id, &lowers)).await
+    async fn prepare(&self, id: &SnapshotId, top: Option<&SnapshotId>) -> Result<()> {
+        let (id, top) = (id.clone(), top.cloned());
+        self.blocking(move |places| places.prepare(&id, top.as_ref())).await
     }
 
     async fn active_mount(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
         let (id, lowers) = (id.clone(), lowers.to_vec());
         self.blocking(move |places| places.active_mount(&id, &lowers)).await
+    }
+
+    async fn to_make(
+        &self,
+        id: &SnapshotId,
+        lowers: &[SnapshotId],
+        path: &Path,
+    ) -> Result<Option<TempMounted>> {
+        if may_block() {
+            return self.places.to_make(id, lowers, path);
+        }
+        let (id, lowers, path) = (id.clone(), lowers.to_vec(), path.to_owned());
+        self.blocking(move |places| places.to_make(&id, &lowers, &path)).await
     }
 
     async fn view(&self, lowers: &[SnapshotId]) -> Result<Mount> {
@@ -160,14 +176,15 @@ pub(crate) struct Places {
     active: OwnedFd,
     committed: OwnedFd,
     pub(crate) merged: flatten::Merged,
+    known: Known,
     trashed: AtomicU64,
 }
 
 impl Places {
-    fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
-        // Checked first, so that a missing layer leaves nothing behind.
-        let lowers = flatten::lower_dirs(self, lowers)?;
-        if self.dir("committed", id).exists() {
+    fn prepare(&self, id: &SnapshotId, top: Option<&SnapshotId>) -> Result<()> {
+        // Looked for first, so that a missing layer leaves nothing behind.
+        let top = top.map(|top| self.owner(top)).transpose()?;
+        if has(&self.committed, id) {
             return Err(Error::Exists { id: id.clone() });
         }
         let beside = self.new_trash();
@@ -175,17 +192,34 @@ impl Places {
         // The work directory is made by the first mount, if there is one.
         make_dirs(&[&beside, &upper])?;
         // The top directory of the stack shows with the owner of the upper one.
-        if let Some(top) = lowers.last() {
-            use std::os::unix::fs::MetadataExt as _;
-            let top = std::fs::metadata(top).map_err(|source| Error::io("stat", top, source))?;
-            if (top.uid(), top.gid()) != (0, 0) {
-                std::os::unix::fs::chown(&upper, Some(top.uid()), Some(top.gid()))
-                    .map_err(|source| Error::io("change owner of", &upper, source))?;
-            }
+        if let Some((uid, gid)) = top.filter(|owner| *owner != (0, 0)) {
+            std::os::unix::fs::chown(&upper, Some(uid), Some(gid))
+                .map_err(|source| Error::io("change owner of", &upper, source))?;
         }
-        let active = self.dir("active", id);
-        self.rename_new(&beside, &active, id)?;
-        Ok(active_mount(&active, lowers))
+        self.rename_new(&beside, &self.dir("active", id), id)
+    }
+
+    /// Who owns the top directory of a committed snapshot.
+    fn owner(&self, id: &SnapshotId) -> Result<(u32, u32)> {
+        use std::os::unix::fs::MetadataExt as _;
+        let top = self.layer(id);
+        match std::fs::metadata(&top) {
+            Ok(top) => Ok((top.uid(), top.gid())),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::NotFound { id: id.clone() })
+            }
+            Err(source) => Err(Error::io("stat", &top, source)),
+        }
+    }
+
+    fn to_make(&self, id: &SnapshotId, lowers: &[SnapshotId], path: &Path) -> Result<Option<TempMounted>> {
+        let upper = self.dir("active", id).join("fs");
+        if lowers.is_empty() || SharedUpper::is_mounted(&upper) {
+            return Ok(None);
+        }
+        let known = self.known.of(lowers);
+        let free = unmounted::make_way(&upper, &known, |layer| self.layer(&lowers[layer]), path)?;
+        Ok(free.then(|| TempMounted::unmounted(upper)))
     }
 
     fn active_mount(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
@@ -210,9 +244,10 @@ impl Places {
         if !active.join("fs").is_dir() {
             return Err(Error::NotFound { id: id.clone() });
         }
-        let usage = skeleton::survey(&active)?;
+        let found = skeleton::survey(&active)?;
         let committed = self.dir("committed", id);
         self.rename_new(&active, &committed, id)?;
+        self.known.insert(id, found.names);
         // From here on it is committed; the work directory is only litter.
         let work = committed.join("work");
         let outcome = if work.exists() {
@@ -223,7 +258,7 @@ impl Places {
         if let Err(error) = outcome {
             tracing::warn!(snapshot = %id, %error, "work directory left behind");
         }
-        Ok(usage)
+        Ok(found.usage)
     }
 
     fn reopen(&self, id: &SnapshotId) -> Result<()> {
@@ -234,6 +269,7 @@ impl Places {
         self.committed(id)?;
         // What was merged from it shares its files.
         flatten::forget(self, id)?;
+        self.known.forget(id);
         self.rename_new(&self.dir("committed", id), &active, id)
     }
 
@@ -256,13 +292,16 @@ impl Places {
         if self.dir("active", id).exists() {
             return Err(Error::Exists { id: id.clone() });
         }
-        let usage = skeleton::survey(&staging)?;
-        self.rename_new(&staging, &self.dir("committed", id), id)?;
-        Ok(usage)
+        let found = skeleton::survey(&staging)?;
+        let committed = self.dir("committed", id);
+        self.rename_new(&staging, &committed, id)?;
+        self.known.insert(id, found.names);
+        Ok(found.usage)
     }
 
     fn remove(&self, id: &SnapshotId) -> Result<()> {
         flatten::forget(self, id)?;
+        self.known.forget(id);
         for kind in ["active", "committed", "staging"] {
             self.discard(&self.dir(kind, id))?;
         }
@@ -285,12 +324,14 @@ impl Places {
 
     /// The directory of a committed snapshot, or of a skeleton.
     pub(crate) fn committed(&self, id: &SnapshotId) -> Result<PathBuf> {
-        let (kind, there) = if skeleton::is_one(id) {
-            ("merged", self.dir("merged", id).join("fs").is_dir())
-        } else {
-            ("committed", has(&self.committed, id))
-        };
-        if there { Ok(self.dir(kind, id).join("fs")) } else { Err(Error::NotFound { id: id.clone() }) }
+        let there = if skeleton::is_one(id) { self.layer(id).is_dir() } else { has(&self.committed, id) };
+        if there { Ok(self.layer(id)) } else { Err(Error::NotFound { id: id.clone() }) }
+    }
+
+    /// The same, whether it is there or not.
+    fn layer(&self, id: &SnapshotId) -> PathBuf {
+        let kind = if skeleton::is_one(id) { "merged" } else { "committed" };
+        self.dir(kind, id).join("fs")
     }
 
     pub(crate) fn merged_dir(&self) -> PathBuf {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::flatten;
 use crate::overlay::Places;
 use crate::snapshotter::{SnapshotId, Usage};
-use crate::usage;
+use crate::usage::{self, Survey};
 
 /// Names of skeletons begin with this; those of layers are random and of another length.
 const PREFIX: &str = "skeleton";
@@ -26,21 +26,22 @@ pub(crate) fn is_one(id: &SnapshotId) -> bool {
 }
 
 /// Measures the layer whose home is `home`, and notes where it deletes something.
-pub(crate) fn survey(home: &Path) -> Result<Usage> {
-    let (usage, deletes) = usage::survey(&home.join("fs"))?;
+pub(crate) fn survey(home: &Path) -> Result<Survey> {
+    let mut found = usage::survey(&home.join("fs"))?;
     let list = home.join(DELETES);
-    let noted = match deletes.is_empty() {
+    let noted = match found.deletes.is_empty() {
         true => match std::fs::remove_file(&list) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         },
         false => {
-            let paths = deletes.iter().flat_map(|path| [path.as_os_str().as_bytes(), b"\0"]);
+            let paths = found.deletes.iter().flat_map(|path| [path.as_os_str().as_bytes(), b"\0"]);
             std::fs::write(&list, paths.collect::<Vec<_>>().concat())
         }
     };
     noted.map_err(|source| Error::io("write", &list, source))?;
-    Ok(with_home(usage, home))
+    found.usage = with_home(found.usage, home);
+    Ok(found)
 }
 
 /// Adds what a layer takes beside its files: the directories that hold them, and the list of what it deletes.

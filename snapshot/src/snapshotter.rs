@@ -1,12 +1,12 @@
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::error::{Error, Result};
-use crate::mount::Mount;
+use crate::mount::{Mount, TempMounted};
 
 /// Names a snapshot: 1 to 64 of `a`-`z` and `0`-`9`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,8 +72,8 @@ impl Usage {
 /// Every implementation keeps these, and `testing::conformance` checks them:
 /// 1. An identifier names one snapshot: active, staged or committed. `prepare` and `publish` of one in use fail
 ///    with [`Error::Exists`]; `staging` of one that is staged already empties it.
-/// 2. `prepare`, `active_mount` and `view` give mounts of exactly the stack asked for, bottom first; a missing
-///    layer is [`Error::NotFound`] naming it.
+/// 2. `active_mount` and `view` give mounts of exactly the stack asked for, bottom first; a missing
+///    layer is [`Error::NotFound`] naming it, also for `prepare`.
 /// 3. What is written through the mount of an active snapshot is in its own directory and in no other.
 /// 4. After `commit` the snapshot is immutable, can be a lower, and its directory holds the difference alone.
 /// 5. `remove` takes active, staged and committed ones away, whatever others were stacked on them; of one that
@@ -86,11 +86,24 @@ pub trait Snapshotter: fmt::Debug + Send + Sync + 'static {
     /// The name used in configuration and paths, such as `overlayfs`.
     fn name(&self) -> &'static str;
 
-    /// Makes a new active snapshot: an empty difference over `lowers`.
-    async fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount>;
+    /// Makes a new active snapshot: an empty difference, to be mounted over a stack with this topmost layer, which may
+    /// have to be there.
+    async fn prepare(&self, id: &SnapshotId, top: Option<&SnapshotId>) -> Result<()>;
 
     /// The mount of an active snapshot that is there.
     async fn active_mount(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount>;
+
+    /// An active snapshot for somebody who only makes something new at `path` or below, if that needs no mount: the
+    /// directory shown has what leads there and what was made in this snapshot, and of `lowers` nothing else. None where
+    /// it would not be the same. The caller must have the snapshot for itself.
+    async fn to_make(
+        &self,
+        _id: &SnapshotId,
+        _lowers: &[SnapshotId],
+        _path: &Path,
+    ) -> Result<Option<TempMounted>> {
+        Ok(None)
+    }
 
     /// A read-only mount of a stack of committed snapshots; of an empty directory if the stack is empty.
     async fn view(&self, lowers: &[SnapshotId]) -> Result<Mount>;

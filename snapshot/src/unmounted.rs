@@ -12,7 +12,8 @@ use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::mount::{Mount, SharedUpper, TempMounted, open_path};
+use crate::known::Names;
+use crate::mount::open_path;
 
 /// Deeper paths are left to the kernel.
 const MAX_COMPONENTS: usize = 64;
@@ -20,29 +21,27 @@ const MAX_COMPONENTS: usize = 64;
 const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 /// What leads to a place, and is not in the upper directory yet.
-struct Missing<'a> {
+struct Missing {
     path: PathBuf,
     /// The topmost layer that has it.
-    layer: &'a Path,
+    layer: PathBuf,
 }
 
-impl Mount {
-    /// As [`Mount::with_temp`], for somebody who only makes something new at `path` or below: where that is the same,
-    /// nothing is mounted, and the path shown has only the directories that lead there.
-    ///
-    /// It is the same when no layer has anything of that name and all that leads to it are plain directories, which
-    /// are copied up as overlayfs does it. The caller must have the snapshot for itself.
-    pub fn with_temp_to_make(&self, path: &Path) -> Result<TempMounted> {
-        if let Self::Overlay { lowers, upper: Some((upper, _)) } = self
-            && !SharedUpper::is_mounted(upper)
-            && let Some(names) = plain_names(path)
-            && let Some(missing) = free(lowers, upper, &names)?
-        {
-            copy_up(upper, &missing)?;
-            return Ok(TempMounted::unmounted(upper.clone()));
-        }
-        self.with_temp()
-    }
+/// Makes the directories that lead to `path` in the upper directory over layers, bottom first, if what is made there
+/// is then the same as through a mount; else does nothing and says no. `layers` is what is known of each, and `dir_of`
+/// gives their directories.
+///
+/// It is the same when no layer has anything of that name and all that leads to it are plain directories, which
+/// are copied up as overlayfs does it. The caller must have the snapshot for itself.
+pub(crate) fn make_way(
+    upper: &Path,
+    layers: &[Option<Names>],
+    dir_of: impl Fn(usize) -> PathBuf,
+    path: &Path,
+) -> Result<bool> {
+    let Some(names) = plain_names(path) else { return Ok(false) };
+    let Some(missing) = free(upper, layers, dir_of, &names)? else { return Ok(false) };
+    copy_up(upper, &missing).map(|()| true)
 }
 
 fn plain_names(path: &Path) -> Option<Vec<OsString>> {
@@ -61,8 +60,13 @@ fn plain_names(path: &Path) -> Option<Vec<OsString>> {
 ///
 /// Says no in doubt, as when a directory is hidden by one above it. Paths are safe to be joined here: each component
 /// but the last was found to be a directory, or not to be there, in every layer, and layers do not change.
-fn free<'a>(lowers: &'a [PathBuf], upper: &Path, names: &[OsString]) -> Result<Option<Vec<Missing<'a>>>> {
-    let near = Near::new(upper)?;
+fn free(
+    upper: &Path,
+    layers: &[Option<Names>],
+    dir_of: impl Fn(usize) -> PathBuf,
+    names: &[OsString],
+) -> Result<Option<Vec<Missing>>> {
+    let mut near = Near::new(upper);
     let mut missing = Vec::new();
     let mut path = PathBuf::new();
     for (index, name) in names.iter().enumerate() {
@@ -73,12 +77,16 @@ fn free<'a>(lowers: &'a [PathBuf], upper: &Path, names: &[OsString]) -> Result<O
             Found::Directory if !last => true,
             _ => return Ok(None),
         };
-        for layer in lowers.iter().rev() {
-            match near.found(layer, &path)? {
+        for (layer, known) in layers.iter().enumerate().rev() {
+            let found = match known {
+                Some(names) => in_names(names, &path),
+                None => near.found(&dir_of(layer), &path)?,
+            };
+            match found {
                 Found::Nothing => {}
                 Found::Directory if !last => {
                     if !seen {
-                        missing.push(Missing { path: path.clone(), layer });
+                        missing.push(Missing { path: path.clone(), layer: dir_of(layer) });
                     }
                     seen = true;
                 }
@@ -100,24 +108,39 @@ enum Found {
     Other,
 }
 
-/// The directory that the layers are in. A deep stack is many look-ups, which are short from here.
-struct Near {
-    dir: PathBuf,
-    handle: OwnedFd,
+fn in_names(names: &Names, path: &Path) -> Found {
+    match names.iter().find(|(name, _)| name == path) {
+        None => Found::Nothing,
+        Some((_, true)) => Found::Directory,
+        Some((_, false)) => Found::Other,
+    }
 }
 
-impl Near {
-    fn new(upper: &Path) -> Result<Self> {
+/// The directory that the layers are in, opened when it is needed. A deep stack is many look-ups, which are short from
+/// here.
+struct Near<'a> {
+    dir: &'a Path,
+    handle: Option<OwnedFd>,
+}
+
+impl<'a> Near<'a> {
+    fn new(upper: &'a Path) -> Self {
         // Two directories of its own, and one of its kind.
-        let dir = upper.ancestors().nth(3).unwrap_or(upper).to_owned();
-        let handle = open_path(&dir).map_err(|errno| Error::io("open directory", &dir, errno))?;
-        Ok(Self { dir, handle })
+        Self { dir: upper.ancestors().nth(3).unwrap_or(upper), handle: None }
     }
 
-    fn found(&self, layer: &Path, path: &Path) -> Result<Found> {
+    fn found(&mut self, layer: &Path, path: &Path) -> Result<Found> {
+        let handle = match &self.handle {
+            Some(handle) => handle,
+            None => {
+                let opened =
+                    open_path(self.dir).map_err(|errno| Error::io("open directory", self.dir, errno))?;
+                self.handle.insert(opened)
+            }
+        };
         // A path that does not begin there is absolute, and stays as it is.
-        let path = layer.strip_prefix(&self.dir).unwrap_or(layer).join(path);
-        match rustix::fs::statat(&self.handle, &path, AtFlags::SYMLINK_NOFOLLOW) {
+        let path = layer.strip_prefix(self.dir).unwrap_or(layer).join(path);
+        match rustix::fs::statat(handle, &path, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => Ok(Found::Directory),
             Ok(_) => Ok(Found::Other),
             Err(Errno::NOENT) => Ok(Found::Nothing),
@@ -130,7 +153,7 @@ impl Near {
 
 /// Makes the directories in the upper one, with all that describes them; times last, as making what is in them
 /// changes those.
-fn copy_up(upper: &Path, missing: &[Missing<'_>]) -> Result<()> {
+fn copy_up(upper: &Path, missing: &[Missing]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }

@@ -76,9 +76,10 @@ async fn a_second_start_finds_no_mounts() {
     let Some(dir) = privileged() else { return };
     let store = OverlaySnapshotter::open(dir.path()).unwrap();
     let (a, b) = (SnapshotId::new("a").unwrap(), SnapshotId::new("b").unwrap());
-    store.prepare(&a, &[]).await.unwrap();
+    store.prepare(&a, None).await.unwrap();
     store.commit(&a).await.unwrap();
-    let mount = store.prepare(&b, &[a]).await.unwrap();
+    store.prepare(&b, Some(&a)).await.unwrap();
+    let mount = store.active_mount(&b, &[a]).await.unwrap();
     let left = mount.with_temp().unwrap();
     let path = left.path().to_owned();
     std::fs::write(path.join("x"), "").unwrap();

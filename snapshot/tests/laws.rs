@@ -24,7 +24,8 @@ async fn grow(
     let mut stack = stack.to_vec();
     for (number, script) in scripts.iter().enumerate() {
         let id = SnapshotId::new(format!("{name}{number}")).unwrap();
-        let mount = store.prepare(&id, &stack).await.unwrap();
+        store.prepare(&id, stack.last()).await.unwrap();
+        let mount = store.active_mount(&id, &stack).await.unwrap();
         scribble(mount.with_temp().unwrap().path(), script);
         drop(mount);
         store.commit(&id).await.unwrap();

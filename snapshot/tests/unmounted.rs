@@ -69,14 +69,24 @@ fn describe(dir: &Path) -> Vec<String> {
 }
 
 /// Makes `path` in a new snapshot, with or without a mount, and returns whether there was one, and what is there then.
-async fn make(path: &str, mounted: bool) -> (bool, Vec<String>) {
+async fn make(path: &str, mounted: bool, restarted: bool) -> (bool, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
-    let store = OverlaySnapshotter::open(dir.path()).unwrap();
+    let mut store = OverlaySnapshotter::open(dir.path()).unwrap();
     let mut stack = stack(&store).await;
-    let mount = store.prepare(&id("new"), &stack).await.unwrap();
-    let Mount::Overlay { upper: Some((upper, _)), .. } = &mount else { panic!("{mount:?}") };
-    let shown = if mounted { mount.with_temp() } else { mount.with_temp_to_make(Path::new(path)) }.unwrap();
-    let was_mounted = shown.path() != upper;
+    if restarted {
+        // What an earlier process made is not known by heart.
+        store = OverlaySnapshotter::open(dir.path()).unwrap();
+    }
+    store.prepare(&id("new"), stack.last()).await.unwrap();
+    let unmounted = match mounted {
+        true => None,
+        false => store.to_make(&id("new"), &stack, Path::new(path)).await.unwrap(),
+    };
+    let was_mounted = unmounted.is_none();
+    let shown = match unmounted {
+        Some(shown) => shown,
+        None => store.active_mount(&id("new"), &stack).await.unwrap().with_temp().unwrap(),
+    };
     let root = Root::open(shown.path()).unwrap();
     root.mkdir_all(Path::new(path).parent().unwrap(), 0o755).unwrap();
     root.write(path, b"new", 0o640).unwrap();
@@ -107,9 +117,11 @@ async fn what_is_made_looks_as_if_mounted() {
         ("/gone/new", true),
         ("/d/../new", true),
     ] {
-        let (direct, seen) = make(path, false).await;
-        let (_, want) = make(path, true).await;
-        assert_eq!((direct, seen), (mounts, want), "{path}");
+        let (_, want) = make(path, true, false).await;
+        for restarted in [false, true] {
+            let (direct, seen) = make(path, false, restarted).await;
+            assert_eq!((direct, &seen), (mounts, &want), "{path}, restarted: {restarted}");
+        }
     }
 }
 
@@ -121,13 +133,13 @@ async fn a_mounted_snapshot_is_not_changed_behind_the_mount() {
     let dir = tempfile::tempdir().unwrap();
     let store = OverlaySnapshotter::open(dir.path()).unwrap();
     let stack = stack(&store).await;
-    let mount = store.prepare(&id("new"), &stack).await.unwrap();
-    let first = mount.with_temp().unwrap();
-    let second = mount.with_temp_to_make(Path::new("/new")).unwrap();
-    std::fs::write(second.path().join("new"), "").unwrap();
-    assert!(first.path().join("new").exists());
-    drop((first, second));
-    let third = mount.with_temp_to_make(Path::new("/other")).unwrap();
+    store.prepare(&id("new"), stack.last()).await.unwrap();
+    let first = store.active_mount(&id("new"), &stack).await.unwrap().with_temp().unwrap();
+    let to_make = async |path: &str| store.to_make(&id("new"), &stack, Path::new(path)).await.unwrap();
+    assert!(to_make("/new").await.is_none());
+    std::fs::write(first.path().join("new"), "").unwrap();
+    drop(first);
+    let third = to_make("/other").await.unwrap();
     assert!(third.path().join("new").exists() && !third.path().join("file").exists());
     assert_eq!(std::fs::metadata(third.path().join("new")).unwrap().uid(), 0);
 }

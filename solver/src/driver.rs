@@ -32,6 +32,8 @@ use crate::scheduler::{BuildId, Event, JobId, Limits, Scheduler, WorkId};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use crate::driver::calls::find;
 pub use crate::driver::imports::JobKeys;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use crate::driver::imports::{find_everywhere, load_everywhere};
 pub use crate::driver::job::Job;
 pub use crate::driver::limits::{LimitExceeded, LimitKind, TimeLimits};
 #[cfg(any(test, feature = "testing"))]

@@ -21,7 +21,8 @@ use crate::vertex::OutputIndex;
 ///    have names of [`KeyId::imported`] that no other store gives. Names that are not this store's lead nowhere.
 /// 3. `records` returns what is known under that very key. Their ids are used by no other store.
 /// 4. `key_of` returns the key a record was listed under, and none for records of other stores.
-/// 5. `load` returns `None` for a record whose result cannot be had. Opening a result reads none of its bytes.
+/// 5. `load` returns `None` for a record whose result cannot be had, or that was opened before and found lost since.
+///    Opening a result reads none of its bytes.
 /// 6. `backlinks` returns the links that lead to a key, and none for keys without inputs.
 /// 7. Nothing here fails or blocks a build: a store that cannot be opened, or not in time, is an empty one.
 #[async_trait]

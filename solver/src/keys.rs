@@ -44,10 +44,16 @@ use crate::vertex::OutputIndex;
 /// 14. `near` returns a bounded number of memos of this output: those saved with that name, that kin, one of those
 ///     digests or that first input; newer ones rather than older ones. They come without listings, which `listing`
 ///     returns by the memo's key and the input's number as long as they are kept.
+/// 15. `query_all` answers each as `query` would have at some moment of the call.
 #[async_trait]
 pub trait CacheKeys: Debug + Send + Sync + 'static {
     /// Finds the keys with this op digest and output over these inputs. Short and synchronous; no network.
     fn query(&self, deps: &[Vec<KeyAndSelector>], digest: &KeyDigest, output: OutputIndex) -> Result<Lookup>;
+
+    /// Does several look-ups for less than one at a time takes; the answers in order.
+    fn query_all(&self, asked: &[Asked<'_>]) -> Result<Vec<Lookup>> {
+        asked.iter().map(|asked| self.query(asked.deps, asked.digest, asked.output)).collect()
+    }
 
     /// Returns the results known under `key`.
     fn records(&self, key: &KeyId) -> Result<Vec<CacheRecord>>;
@@ -119,6 +125,17 @@ pub struct KeyAndSelector {
     pub key: KeyId,
     /// Which part of the input matters; none for content keys.
     pub selector: Option<Digest>,
+}
+
+/// One of several look-ups.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Per input, its known alternatives.
+    pub deps: &'a [Vec<KeyAndSelector>],
+    /// The op's digest.
+    pub digest: &'a KeyDigest,
+    /// The edge's output.
+    pub output: OutputIndex,
 }
 
 /// What a look-up found.

@@ -31,7 +31,7 @@ pub use crate::error::{Error, OpError, OpErrorKind, Result, SolveError};
 pub use crate::key::{KeyDigest, KeyId, ParseKeyError};
 pub use crate::key_graph::{KeyGraph, KeyInput, KeyNode, KeyNodeIndex, KeyOrigin, ResultKey};
 pub use crate::key_source::{Backlink, KeySource};
-pub use crate::keys::{CacheKeys, CacheRecord, KeyAndSelector, Lookup, NewKey, Origin, RecordId};
+pub use crate::keys::{Asked, CacheKeys, CacheRecord, KeyAndSelector, Lookup, NewKey, Origin, RecordId};
 pub use crate::op::{
     CacheMap, CacheMapPart, Dep, JobContext, Op, OpContext, ResultRef, ResultValue, Slot, WaiterSet,
 };

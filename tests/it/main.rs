@@ -4,6 +4,7 @@ mod cache;
 mod cancel;
 mod crash;
 mod daemon;
+mod dockerfiles;
 mod errors;
 mod exporters;
 mod hostile;

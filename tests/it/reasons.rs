@@ -337,3 +337,60 @@ fn clients_of_all_kinds_are_told() -> Result<()> {
     assert!(reasons.iter().any(|r| r["differences"][0]["path"] == "/used"), "{json}");
     Ok(())
 }
+
+#[test]
+fn an_imported_cache_is_named() -> Result<()> {
+    let cache = tempfile::tempdir()?;
+    let dir = cache.path().display();
+    let site = Site::new(FILES)?;
+    site.local(&[&format!("--export-cache=type=local,dest={dir},mode=max")])?;
+    let import = format!("--import-cache=type=local,src={dir}");
+    let other = Site::new(FILES)?;
+    let json = other.build(&["--progress=rawjson", &import])?.success()?.stderr;
+    let copy = json
+        .lines()
+        .flat_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .flat_map(|update| update["vertexes"].as_array().cloned().unwrap_or_default())
+        .find(|vertex| {
+            vertex["name"].as_str().is_some_and(|n| n.contains("COPY --from")) && !vertex["reason"].is_null()
+        })
+        .context("no reason")?;
+    let origin = copy["reason"]["origin"].as_str().unwrap_or_default();
+    assert!(copy["reason"]["outcome"] == "hit" && origin.starts_with("local:"), "{copy}");
+    Ok(())
+}
+
+#[test]
+fn a_step_that_no_import_has_is_not_compared() -> Result<()> {
+    let cache = tempfile::tempdir()?;
+    let dir = cache.path().display();
+    let site = Site::new(FILES)?;
+    site.local(&[&format!("--export-cache=type=local,dest={dir},mode=max")])?;
+    let other = Site::new(FILES)?;
+    other.write(&[("Dockerfile", &DOCKERFILE.replace("echo one", "echo 1"))])?;
+    let log = other.local(&["--explain", &format!("--import-cache=type=local,src={dir}")])?.log;
+    let got = reason(&log, "echo 1").unwrap_or_default();
+    assert!(got.starts_with("is in none of the imported caches"), "{got}\n{log}");
+    // What was made here is compared with, imports or not.
+    other.write(&[("Dockerfile", &DOCKERFILE.replace("echo one", "echo 2"))])?;
+    let log = other.local(&["--explain", &format!("--import-cache=type=local,src={dir}")])?.log;
+    let got = reason(&log, "echo 2").unwrap_or_default();
+    assert_eq!(got, "argument 2 was `echo 1 > /one`, is `echo 2 > /one`", "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_step_is_recognised_by_its_place() -> Result<()> {
+    let dockerfile =
+        |first: &str, second: &str| format!("ARG BASE\nFROM $BASE AS build\nRUN {first}\nRUN {second}\n");
+    let site = Site::new(&[])?;
+    site.dockerfile(&dockerfile("echo one > /one", "echo two > /two"), &[])?;
+    // Its text and what it stands on are both others now.
+    let log = site.dockerfile(&dockerfile("echo 1 > /one", "echo 2 > /two"), &["--explain"])?.log;
+    let got = reason(&log, "echo 2").unwrap_or_default();
+    assert!(
+        got.starts_with("argument 2 was `echo two > /two`, is `echo 2 > /two`; also, input 0"),
+        "{got}\n{log}"
+    );
+    Ok(())
+}

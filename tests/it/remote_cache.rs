@@ -7,7 +7,7 @@ use kiln_tests::vectors::cache_keys;
 use kiln_tests::{Binaries, Finished};
 use serde_json::{Value, json};
 
-use crate::support::{Site, check_contains, check_outcomes, hub, outcome};
+use crate::support::{Image, Site, check_contains, check_outcomes, hub, outcome, run, unique};
 
 /// Three steps, the last of which copies out of the second; each has an answer that differs each time it runs.
 const STEPS: &str = "ARG BASE\nFROM $BASE AS build\nRUN cat /proc/sys/kernel/random/uuid > /first\nCOPY used /used\n\
@@ -316,6 +316,38 @@ fn two_imports_at_once_and_a_build_beside_them() -> Result<()> {
 }
 
 #[test]
+fn several_directories_each_get_their_own_cache() -> Result<()> {
+    let (min, max) = (Cache::new()?, Cache::new()?);
+    let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+    site.local(&[&max.export(",mode=max,compression=zstd"), &min.export("")])?;
+    assert_ne!(min.index()?["manifests"][0]["digest"], max.index()?["manifests"][0]["digest"]);
+    for cache in [&min, &max] {
+        let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+        check_outcomes(&other.local(&[&cache.import()])?.log, &[("COPY --from", "CACHED")]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_directory_can_be_reset() -> Result<()> {
+    let cache = Cache::new()?;
+    let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+    let blobs = || -> Result<usize> { Ok(std::fs::read_dir(cache.path().join("blobs/sha256"))?.count()) };
+    site.local(&[&cache.export(",mode=max")])?;
+    let first = blobs()?;
+    let other_steps = STEPS.replace("cat /proc", "cat  /proc");
+    site.dockerfile(&other_steps, &[&cache.export(",mode=max")])?;
+    assert!(blobs()? > first);
+    site.dockerfile(STEPS, &[&cache.export(",mode=max,reset=true")])?;
+    assert_eq!(blobs()?, first, "what the first export needs, and nothing else");
+    let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
+    check_outcomes(&other.local(&[&cache.import()])?.log, &[("COPY --from", "CACHED")]);
+    let wrong = site.build(&[&cache.export(",reset=perhaps")])?.failure()?;
+    check_contains(&wrong.stderr, &["failed to parse reset: invalid boolean \"perhaps\""]);
+    Ok(())
+}
+
+#[test]
 fn registries_keep_caches_too() -> Result<()> {
     let reference = format!("{}/cache/steps:it", hub()?.registry.address());
     let site = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
@@ -332,6 +364,74 @@ fn registries_keep_caches_too() -> Result<()> {
     let other = Site::new(&[("Dockerfile", STEPS), ("used", "1\n")])?;
     let built = other.local(&[&format!("--import-cache=type=registry,ref={reference}-not")])?;
     check_outcomes(&built.log, &[("importing cache manifest", "ERROR"), ("RUN cat /proc", "DONE")]);
+    Ok(())
+}
+
+/// The records that an image carries in its config.
+fn inline_records(image: &Image) -> Result<Vec<Value>> {
+    let config = image.config()?;
+    let text = config["moby.buildkit.cache.v0"].as_str().context("no cache in the config")?;
+    let decode = format!("printf %s '{text}' | base64 -d");
+    Ok(serde_json::from_str(&run("/bin/sh", &["-c", &decode])?)?)
+}
+
+#[test]
+fn images_carry_their_own_cache() -> Result<()> {
+    const IMAGE: &str = "ARG BASE\nFROM $BASE\nRUN cat /proc/sys/kernel/random/uuid > /first\nCOPY used /used\n\
+         RUN cat /used /proc/sys/kernel/random/uuid > /second\n";
+    const IMAGE_STEPS: [&str; 3] = ["RUN cat /proc", "COPY used", "RUN cat /used"];
+    let reference = format!("{}/cache/inline:{}", hub()?.registry.address(), unique()?);
+    let push = format!("--output=type=image,name={reference},push=true,compression=zstd");
+    let export = "--export-cache=type=inline";
+    let site = Site::new(&[("Dockerfile", IMAGE), ("used", "1\n")])?;
+    let first = site.build(&[&push, export])?.success()?;
+    check_contains(&first.stderr, &["preparing layers for inline cache"]);
+    let image = Image::pull(&format!("docker://{reference}"))?;
+    let layers = image.manifest()?["layers"].as_array().map_or(0, Vec::len);
+    let records = inline_records(&image)?;
+    let mut tops: Vec<_> = records.iter().filter_map(|r| r["layers"][0]["layer"].as_u64()).collect();
+    tops.sort_unstable();
+    tops.dedup();
+    assert_eq!(tops.last(), Some(&(layers as u64 - 1)), "{records:?}");
+    assert!(tops.len() > 1, "steps below have layers in the image too: {records:?}");
+
+    // Another daemon has all steps from it, and builds a changed last step on the one before.
+    let import = format!("--import-cache=type=registry,ref={reference}");
+    let other = Site::new(&[("Dockerfile", IMAGE), ("used", "1\n")])?;
+    let built = other.local(&[&import])?;
+    check_outcomes(&built.log, &IMAGE_STEPS.map(|step| (step, "CACHED")));
+    let made = image.unpack()?;
+    for file in ["first", "second"] {
+        assert_eq!(built.read(file)?, std::fs::read_to_string(made.join(file))?);
+    }
+    let fresh =
+        Site::new(&[("Dockerfile", &IMAGE.replace("cat /used /proc", "cat  /used /proc")), ("used", "1\n")])?;
+    let built = fresh.local(&[&import])?;
+    check_outcomes(
+        &built.log,
+        &[("RUN cat /proc", "CACHED"), ("COPY used", "CACHED"), ("RUN cat  /used", "DONE")],
+    );
+    assert_eq!(built.read("first")?, std::fs::read_to_string(made.join("first"))?);
+
+    // So do images in archives, and images of several platforms.
+    let archive = site.image(&[export])?;
+    assert!(!inline_records(&archive)?.is_empty());
+    let plain = site.image(&[])?;
+    assert_eq!(plain.config()?.get("moby.buildkit.cache.v0"), None);
+    let several = format!("--output=type=image,name={reference}-several,push=true");
+    let platforms = "--opt=platform=linux/amd64,linux/arm64";
+    let copy = "FROM scratch\nARG TARGETARCH\nCOPY used /used-$TARGETARCH\n";
+    let site = Site::new(&[("Dockerfile", copy), ("used", "3\n")])?;
+    site.build(&[&several, export, platforms])?.success()?;
+    let other = Site::new(&[("Dockerfile", copy), ("used", "3\n")])?;
+    let built = other.build(&[platforms, &format!("{import}-several")])?.success()?;
+    let copies = built.stderr.lines().filter(|line| line.ends_with(" CACHED")).count();
+    assert_eq!(copies, 2, "{}", built.stderr);
+
+    // An image without a cache is no cache, which is said and does no harm.
+    let import = format!("--import-cache=type=registry,ref={}", hub()?.base);
+    let built = other.build(&[&import])?.success()?;
+    check_contains(&built.stderr, &["no cache in sha256:"]);
     Ok(())
 }
 
@@ -353,6 +453,8 @@ fn what_cannot_be_exported_is_said_before_anything_runs() -> Result<()> {
     }
     let ignored = site.build(&["--export-cache=type=gha,token=x,url=y,ignore-error=true"])?.success()?;
     check_contains(&ignored.stderr, &["cache exporter `gha` is not supported yet: ignored"]);
+    let inline = site.build(&["--import-cache=type=inline"])?.success()?;
+    check_contains(&inline.stderr, &["unknown cache importer: inline"]);
     let unknown = site.build(&["--import-cache=type=s3,bucket=b,region=r"])?.success()?;
     check_contains(&unknown.stderr, &["failed to configure s3 cache importer: it is not supported yet"]);
     Ok(())

@@ -9,6 +9,9 @@ use kiln_rootdir::Root;
 
 use crate::mounts::HostMounts;
 
+/// The file in a bundle that names its control group.
+pub(crate) const GROUP_FILE: &str = "cgroup";
+
 /// The directory of one container, with everything mounted that it needs.
 #[derive(Debug)]
 pub(crate) struct Bundle {
@@ -83,7 +86,10 @@ impl Bundle {
                 machine,
             },
         )?;
-        write_json(&dir.join("config.json"), &spec)?;
+        // What a later process needs to know to clean up.
+        let group = spec.linux.cgroups_path.as_deref().unwrap_or_default();
+        let group_file = dir.join(GROUP_FILE);
+        std::fs::write(&group_file, group).map_err(|source| Error::io("write", &group_file, source))?;
         let pid_file = dir.join(pid_name);
         Ok(Self { dir: dir.to_owned(), pid_file, spec, stubs: Some(stubs), root, mounts })
     }
@@ -94,6 +100,11 @@ impl Bundle {
 
     pub(crate) fn spec(&self) -> &oci::Spec {
         &self.spec
+    }
+
+    /// Writes the spec where a runtime looks for it. Blocks.
+    pub(crate) fn write_spec(&self) -> Result<()> {
+        write_json(&self.dir.join("config.json"), &self.spec)
     }
 
     /// Where the runtime writes the number of the container's first process.

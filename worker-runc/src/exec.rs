@@ -9,9 +9,10 @@ use rustix::process::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::write_json;
-use crate::executor::Inner;
+use crate::executor::{Backend, Inner};
+use crate::pumps::Pumps;
 use crate::registry::Running;
-use crate::run::{Pumps, code_of, connect, read_pid, send_signal};
+use crate::run::{NO_TERMINAL, code_of, connect, read_pid, send_signal};
 use crate::runtime::last_error;
 
 /// How often a process that is to end is killed again.
@@ -27,24 +28,32 @@ impl Inner {
         cancels: [CancellationToken; 2],
     ) -> Result<Exit> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
-        if process.tty {
-            return Err(Error::InvalidSpec { reason: "a terminal is not available yet".to_owned() });
-        }
         let running = tokio::select! {
             running = self.registry.running(&id) => running?,
             () = self.cancelled(&cancels) => return Err(Error::Cancelled),
         };
+        let runtime = match (&self.runtime, &running.builtin) {
+            (Backend::External(runtime), _) => runtime,
+            (Backend::Builtin(runtime), Some(container)) => {
+                let asked = self.exec_process(&running, process)?;
+                return self.exec_builtin(runtime.clone(), container.clone(), asked, io, &cancels).await;
+            }
+            (Backend::Builtin(_), None) => return Err(Error::ContainerStopped { id: id.to_string() }),
+        };
+        if process.tty {
+            return Err(Error::InvalidSpec { reason: NO_TERMINAL.to_owned() });
+        }
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let files = Files::new(&running, number);
         let (path, inner) = (files.process.clone(), self.clone());
         let writing = move || write_json(&path, &inner.exec_process(&running, process)?);
         tokio::task::spawn_blocking(writing).await.map_err(|_| Error::Interrupted)??;
 
-        let mut command = self.runtime.command("exec", &files.log);
+        let mut command = runtime.command("exec", &files.log);
         command.arg("--process").arg(&files.process).arg("--pid-file").arg(&files.pid).arg(id.as_str());
         connect(&mut command, &io);
-        let mut child = self.runtime.spawn(command)?;
-        let mut pumps = Pumps::start(&mut child, io);
+        let mut child = runtime.spawn(command)?;
+        let mut pumps = Pumps::of_child(&mut child, io);
         let code = loop {
             tokio::select! {
                 status = child.wait() => {
@@ -64,7 +73,7 @@ impl Inner {
         if !files.pid.exists()
             && let Some(message) = last_error(&files.log)
         {
-            return Err(Error::Start { runtime: self.runtime.name().to_owned(), message });
+            return Err(Error::Start { runtime: runtime.name().to_owned(), message });
         }
         Ok(Exit { code, oom: false })
     }

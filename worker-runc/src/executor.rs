@@ -7,11 +7,12 @@ use kiln_executor::{
     ContainerId, Error, EtcFiles, Executor, Exit, Networks, ProcessIo, ProcessSpec, Result, Started,
     StepMount,
 };
+use kiln_runtime::cgroups::Hierarchies;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::builtin::{self, BUILTIN};
 use crate::bundle::Request;
-use crate::cgroups::Hierarchies;
 use crate::leftovers;
 use crate::options::RuncOptions;
 use crate::registry::Registry;
@@ -30,7 +31,7 @@ pub struct RuncExecutor {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) root: PathBuf,
-    pub(crate) runtime: Runtime,
+    pub(crate) runtime: Backend,
     pub(crate) machine: Machine,
     pub(crate) networks: Networks,
     pub(crate) hierarchies: Hierarchies,
@@ -41,6 +42,13 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskTracker,
     /// Ends everything.
     pub(crate) closing: CancellationToken,
+}
+
+/// What makes containers.
+#[derive(Debug)]
+pub(crate) enum Backend {
+    Builtin(Arc<kiln_runtime::Runtime>),
+    External(Runtime),
 }
 
 impl RuncExecutor {
@@ -56,7 +64,10 @@ impl RuncExecutor {
             options.root.canonicalize().map_err(|source| Error::io("resolve", &options.root, source))?;
         // No container can have this name.
         let state = root.join("run-state");
-        let runtime = Runtime::find(options.binary.as_deref(), state.clone(), &hierarchies)?;
+        let runtime = match options.binary.as_deref() {
+            None | Some(BUILTIN) => Backend::Builtin(Arc::new(builtin::open(&options, &hierarchies)?)),
+            Some(binary) => Backend::External(Runtime::find(binary, state.clone(), &hierarchies)?),
+        };
         let networks = Networks::new(options.network)?;
         leftovers::clean(&root, &state, &hierarchies)?;
         make_root(&state)?;
@@ -83,7 +94,10 @@ impl RuncExecutor {
 
     /// The name of the runtime's binary.
     pub fn runtime(&self) -> &str {
-        self.inner.runtime.name()
+        match &self.inner.runtime {
+            Backend::Builtin(_) => BUILTIN,
+            Backend::External(runtime) => runtime.name(),
+        }
     }
 
     /// The name of the network that steps get by default, for the worker's labels.
@@ -97,6 +111,11 @@ impl RuncExecutor {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         self.inner.watcher.close().await;
+        if let Backend::Builtin(runtime) = &self.inner.runtime {
+            let runtime = runtime.clone();
+            // Failed, it has ended in a panic, and there is nothing left to wait for.
+            let _ = tokio::task::spawn_blocking(move || runtime.close()).await;
+        }
     }
 }
 

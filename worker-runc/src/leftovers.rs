@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use kiln_executor::{ContainerId, Error, Result, oci};
+use kiln_executor::{ContainerId, Error, Result};
 use kiln_rootdir::Root;
+use kiln_runtime::cgroups::{ContainerGroups, Hierarchies};
 use rustix::process::Signal;
 
-use crate::bundle::remove_dir;
-use crate::cgroups::{ContainerGroups, Hierarchies};
+use crate::bundle::{GROUP_FILE, remove_dir};
 use crate::run::read_pid;
 
-/// The largest bundle configuration that is read.
-const MAX_CONFIG: u64 = 16 * 1024 * 1024;
+/// The longest name of a control group that is read.
+const MAX_GROUP: u64 = 16 * 1024;
 
 /// Kills containers of an earlier process, and removes their mounts, groups, bundles and state.
 pub(crate) fn clean(root: &Path, state: &Path, hierarchies: &Hierarchies) -> Result<()> {
@@ -24,9 +24,8 @@ pub(crate) fn clean(root: &Path, state: &Path, hierarchies: &Hierarchies) -> Res
             continue;
         }
         let bundle = root.join(name);
-        let config = dir.read(Path::new(name).join("config.json"), MAX_CONFIG).unwrap_or_default();
-        let spec = serde_json::from_slice::<oci::Spec>(&config).unwrap_or_default();
-        let groups = ContainerGroups::new(hierarchies, spec.linux.cgroups_path.as_deref());
+        let group = dir.read(Path::new(name).join(GROUP_FILE), MAX_GROUP).unwrap_or_default();
+        let groups = ContainerGroups::new(hierarchies, std::str::from_utf8(&group).ok());
         kill_first(&dir, name, &bundle);
         groups.kill();
         kiln_snapshot::detach_below(&bundle)?;

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use kiln_executor::{DnsConfig, WorkerNetwork};
+use kiln_runtime::Program;
 
 /// How a [`RuncExecutor`](crate::RuncExecutor) runs processes.
 #[derive(Clone, Debug, Default)]
@@ -8,9 +9,10 @@ use kiln_executor::{DnsConfig, WorkerNetwork};
 pub struct RuncOptions {
     /// The directory for bundles, state and shared files; made if missing. One executor at a time may use it.
     pub root: PathBuf,
-    /// The runtime: a name looked up in `PATH`, or a path. By default the first of `buildkit-runc`, `runc` and
-    /// `crun` that is there.
+    /// The runtime: `builtin`, which is the default, a name looked up in `PATH`, or a path.
     pub binary: Option<String>,
+    /// The program that the built-in runtime starts as its helper.
+    pub helper: Program,
     /// The network of steps that ask for none in particular.
     pub network: WorkerNetwork,
     /// Name resolution in steps.

@@ -1,6 +1,6 @@
 use bytes::{Bytes, BytesMut};
 use kiln_executor::Output;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 /// How much is read at a time: the default size of a pipe.
@@ -28,7 +28,7 @@ pub(crate) async fn pump(
 }
 
 /// Feeds a process until the input ends or the process stops reading.
-pub(crate) async fn feed(mut input: impl AsyncRead + Unpin, mut pipe: tokio::process::ChildStdin) {
+pub(crate) async fn feed(mut input: impl AsyncRead + Unpin, mut pipe: impl AsyncWrite + Unpin) {
     let _ = tokio::io::copy(&mut input, &mut pipe).await;
     let _ = pipe.shutdown().await;
 }

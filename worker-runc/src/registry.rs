@@ -1,9 +1,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_executor::{ContainerId, Error, Result, oci};
 use tokio::sync::watch;
+
+use crate::builtin::Builtin;
 
 /// How many ended containers are remembered, so that the answer about one is "stopped" and not "not found".
 const ENDED: usize = 1024;
@@ -34,6 +36,8 @@ pub(crate) enum State {
 pub(crate) struct Running {
     pub(crate) bundle: PathBuf,
     pub(crate) process: oci::Process,
+    /// What the built-in runtime knows of it.
+    pub(crate) builtin: Option<Arc<Builtin>>,
 }
 
 impl Registry {

@@ -3,19 +3,19 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kiln_executor::{ContainerId, Error, Exit, Output, ProcessIo, Result, Started};
+use kiln_executor::{ContainerId, Error, Exit, ProcessIo, Result, Started};
+use kiln_runtime::cgroups::ContainerGroups;
 use rustix::process::{Pid, Signal};
 use tokio::process::Child;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::builtin;
 use crate::bundle::{Bundle, Request, remove_dir};
-use crate::cgroups::ContainerGroups;
-use crate::executor::Inner;
-use crate::output::{feed, pump};
+use crate::executor::{Backend, Inner};
+use crate::pumps::Pumps;
 use crate::registry::{Running, State};
-use crate::runtime::last_error;
+use crate::runtime::{Runtime, last_error};
 
 /// How often it is looked whether the container has started.
 const START_POLL: Duration = Duration::from_millis(2);
@@ -30,6 +30,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 const OOM_POLL: Duration = Duration::from_millis(20);
 /// The exit code of a process whose real one is not known.
 pub(crate) const UNKNOWN: i32 = 255;
+
+/// What a terminal is answered with where a runtime of its own would have to make it.
+pub(crate) const NO_TERMINAL: &str = "a terminal is not available with this runtime: use the built-in one";
 
 impl Inner {
     /// Runs a container until its end and cleans up after it.
@@ -54,28 +57,51 @@ impl Inner {
         started: Option<Started>,
         cancels: [CancellationToken; 2],
     ) -> Result<Exit> {
-        if request.process.tty {
-            return Err(Error::InvalidSpec { reason: "a terminal is not available yet".to_owned() });
-        }
         let process = &request.process;
         let lease = self.networks.lease(process.network, process.hostname.as_deref()).await?;
         let network = lease.namespace().clone();
         let id = request.id.clone();
         let dir = self.root.join(id.as_str());
-        let keeps = self.runtime.keeps().await?;
-        self.watcher.start();
+        let keeps = match &self.runtime {
+            Backend::Builtin(_) => true,
+            Backend::External(runtime) => {
+                if request.process.tty {
+                    return Err(Error::InvalidSpec { reason: NO_TERMINAL.to_owned() });
+                }
+                self.watcher.start();
+                runtime.keeps().await?
+            }
+        };
         let (inner, bundle_dir) = (self.clone(), dir.clone());
         let making = move || Bundle::make(&bundle_dir, request, network, &inner.etc, &inner.machine);
         let bundle = blocking(making).await??;
         let groups = ContainerGroups::new(&self.hierarchies, bundle.spec().linux.cgroups_path.as_deref());
-        let container = Container { inner: self, id: &id, bundle: &bundle, groups: &groups, keeps };
-        let outcome = container.run(io, started, &cancels).await;
+        let (bundle, groups, outcome) = match &self.runtime {
+            Backend::Builtin(runtime) => {
+                let made = builtin::Made { runtime: runtime.clone(), id: id.clone(), bundle };
+                let ended = self.run_builtin(made, io, started, &cancels).await?;
+                (ended.bundle, ended.groups, ended.outcome)
+            }
+            Backend::External(runtime) => {
+                let container =
+                    External { inner: self, runtime, id: &id, bundle: &bundle, groups: &groups, keeps };
+                let outcome = container.run(io, started, &cancels).await;
+                (bundle, Some(groups), outcome)
+            }
+        };
         // Nothing of the snapshots is mounted any more when the caller goes on; the rest can wait.
         let unmounted = blocking(move || bundle.unmount()).await;
-        let state = self.runtime.state_of(id.as_str());
+        let state = match &self.runtime {
+            Backend::Builtin(_) => None,
+            Backend::External(runtime) => Some(runtime.state_of(id.as_str())),
+        };
         self.tasks.spawn_blocking(move || {
-            groups.remove();
-            remove_dir(&state);
+            if let Some(groups) = groups {
+                groups.remove();
+            }
+            if let Some(state) = state {
+                remove_dir(&state);
+            }
             remove_dir(&dir);
         });
         unmounted?;
@@ -91,15 +117,16 @@ impl Inner {
     }
 }
 
-struct Container<'a> {
+struct External<'a> {
     inner: &'a Arc<Inner>,
+    runtime: &'a Runtime,
     id: &'a ContainerId,
     bundle: &'a Bundle,
     groups: &'a ContainerGroups,
     keeps: bool,
 }
 
-impl Container<'_> {
+impl External<'_> {
     async fn run(
         &self,
         io: ProcessIo,
@@ -109,15 +136,16 @@ impl Container<'_> {
         if cancels.iter().any(CancellationToken::is_cancelled) || self.inner.closing.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let mut command = self.inner.runtime.command("run", &self.bundle.log());
+        self.bundle.write_spec()?;
+        let mut command = self.runtime.command("run", &self.bundle.log());
         if self.keeps {
             command.arg("--keep");
         }
         command.arg("--pid-file").arg(self.bundle.pid_file());
         command.arg("--bundle").arg(self.bundle.dir()).arg(self.id.as_str());
         connect(&mut command, &io);
-        let mut child = self.inner.runtime.spawn(command)?;
-        let mut pumps = Pumps::start(&mut child, io);
+        let mut child = self.runtime.spawn(command)?;
+        let mut pumps = Pumps::of_child(&mut child, io);
         let mut oom = 0;
         let waited = tokio::select! {
             waited = self.follow(&mut child, &mut pumps, started, &mut oom) => waited,
@@ -135,7 +163,7 @@ impl Container<'_> {
         if !self.bundle.pid_file().exists() {
             let message = last_error(&self.bundle.log())
                 .unwrap_or_else(|| format!("it ended with code {code} and said nothing"));
-            return Err(Error::Start { runtime: self.inner.runtime.name().to_owned(), message });
+            return Err(Error::Start { runtime: self.runtime.name().to_owned(), message });
         }
         let oom = oom.max(self.groups.oom_kills()) > 0;
         Ok(Exit { code, oom })
@@ -176,51 +204,8 @@ impl Container<'_> {
             let _ = started.send(SystemTime::now());
         }
         let bundle = self.bundle.dir().to_owned();
-        let running = Running { bundle, process: self.bundle.spec().process.clone() };
+        let running = Running { bundle, process: self.bundle.spec().process.clone(), builtin: None };
         self.inner.registry.set(self.id, State::Running(Box::new(running)));
-    }
-}
-
-/// The streams of a process, being handed on.
-pub(crate) struct Pumps {
-    outputs: JoinSet<()>,
-    /// Ends with this value: nobody reads any more.
-    _input: JoinSet<()>,
-    signals: Option<tokio::sync::mpsc::Receiver<i32>>,
-}
-
-impl Pumps {
-    pub(crate) fn start(child: &mut Child, io: ProcessIo) -> Self {
-        let mut outputs = JoinSet::new();
-        if let Some(stdout) = child.stdout.take() {
-            outputs.spawn(pump(stdout, io.output.clone(), Output::Stdout));
-        }
-        if let Some(stderr) = child.stderr.take() {
-            outputs.spawn(pump(stderr, io.output, Output::Stderr));
-        }
-        let mut input = JoinSet::new();
-        if let (Some(source), Some(stdin)) = (io.stdin, child.stdin.take()) {
-            input.spawn(feed(source, stdin));
-        }
-        Self { outputs, _input: input, signals: io.signals }
-    }
-
-    /// The next signal to hand on; `None` is no signal and may come again and again.
-    pub(crate) async fn signal(&mut self) -> Option<i32> {
-        match &mut self.signals {
-            Some(signals) => match signals.recv().await {
-                Some(signal) => Some(signal),
-                None => {
-                    self.signals = None;
-                    std::future::pending().await
-                }
-            },
-            None => std::future::pending().await,
-        }
-    }
-
-    pub(crate) async fn finish(&mut self) {
-        while self.outputs.join_next().await.is_some() {}
     }
 }
 
@@ -283,6 +268,6 @@ async fn kill_container(child: &mut Child, pid_file: &Path, groups: &ContainerGr
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Interrupted)
 }

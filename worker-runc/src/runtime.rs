@@ -8,9 +8,8 @@ use serde::Deserialize;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use crate::cgroups::Hierarchies;
+use kiln_runtime::cgroups::Hierarchies;
 
-const DEFAULTS: [&str; 3] = ["buildkit-runc", "runc", "crun"];
 /// The most that is read of a runtime's log; it writes a few lines.
 const MAX_LOG: usize = 256 * 1024;
 
@@ -28,14 +27,10 @@ pub(crate) struct Runtime {
 
 impl Runtime {
     /// Finds the binary; `state` is where it keeps what it knows of its containers.
-    pub(crate) fn find(binary: Option<&str>, state: PathBuf, hierarchies: &Hierarchies) -> Result<Self> {
-        let names: Vec<&str> = binary.map_or(DEFAULTS.to_vec(), |binary| vec![binary]);
-        let found = names.iter().find_map(|name| look_up(name));
-        let Some(binary) = found else {
-            return Err(Error::RuntimeMissing {
-                binary: binary.unwrap_or("runc").to_owned(),
-                source: Errno::NOENT.into(),
-            });
+    pub(crate) fn find(binary: &str, state: PathBuf, hierarchies: &Hierarchies) -> Result<Self> {
+        let Some(binary) = look_up(binary) else {
+            let (binary, source) = (binary.to_owned(), Errno::NOENT.into());
+            return Err(Error::RuntimeMissing { binary, source });
         };
         let name = binary.file_name().unwrap_or(OsStr::new("runc")).to_string_lossy().into_owned();
         let hide_unified = match name.contains("crun") && !hierarchies.v1.is_empty() {

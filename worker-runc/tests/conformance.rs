@@ -11,6 +11,11 @@ use kiln_executor::testing::conformance::{Step, Suite};
 use kiln_worker_runc::{RuncExecutor, RuncOptions};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn builtin() {
+    check("builtin").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn runc() {
     check("runc").await;
 }
@@ -24,9 +29,7 @@ async fn check(binary: &str) {
     let Some(busybox) = support::ready(binary) else { return };
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("executor");
-    let mut options = RuncOptions::new(&root);
-    options.binary = Some(binary.to_owned());
-    let executor = RuncExecutor::open(options.clone()).unwrap();
+    let executor = RuncExecutor::open(support::options(&root, binary)).unwrap();
     let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
     suite.check_all().await;
     executor.close().await;

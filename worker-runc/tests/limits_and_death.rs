@@ -3,7 +3,9 @@
 
 mod support;
 
+use std::fs::Permissions;
 use std::io::BufRead as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -11,14 +13,17 @@ use std::time::{Duration, Instant};
 
 use kiln_executor::LinuxResources;
 use kiln_executor::testing::conformance::{Step, Suite};
-use kiln_worker_runc::{RuncExecutor, RuncOptions};
+use kiln_worker_runc::RuncExecutor;
 
 /// Set in the process that is to be killed: where its executor lives.
 const VICTIM: &str = "KILN_TEST_VICTIM";
+/// The built-in runtime with a first process that a set-uid program has taken the place of: for such a process the
+/// kernel forgets that it was to die with its parent.
+const SETUID: &str = "setuid";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn running_out_of_memory_is_named() {
-    for binary in ["runc", "crun"] {
+    for binary in ["builtin", "runc", "crun"] {
         let Some(busybox) = support::ready(binary) else { continue };
         let dir = tempfile::tempdir().unwrap();
         let suite = suite(dir.path(), binary, &busybox);
@@ -42,9 +47,13 @@ async fn running_out_of_memory_is_named() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn steps_end_with_the_process() {
-    for binary in ["runc", "crun"] {
-        let Some(busybox) = support::ready(binary) else { continue };
+    for binary in ["builtin", "setuid", "runc", "crun"] {
+        let Some(busybox) = support::ready(if binary == SETUID { "builtin" } else { binary }) else {
+            continue;
+        };
         let dir = tempfile::tempdir().unwrap();
+        // A user passes through on the way to the root filesystem.
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let mut victim = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "victim", "--nocapture"])
             .env(VICTIM, format!("{binary}:{}", dir.path().display()))
@@ -85,9 +94,18 @@ async fn victim() {
     let Ok(place) = std::env::var(VICTIM) else { return };
     let (binary, dir) = place.split_once(':').unwrap();
     let dir = Path::new(dir);
-    let suite = suite(dir, binary, &support::ready(binary).unwrap());
-    let script = format!("trap '' TERM HUP INT; echo up; while :; do sleep {}; done", mark(dir));
-    let running = suite.run(Step::shell(&script));
+    let busybox = support::ready(if binary == SETUID { "builtin" } else { binary }).unwrap();
+    let suite = suite(dir, binary, &busybox);
+    let mut step =
+        Step::shell(&format!("trap '' TERM HUP INT; echo up; while :; do sleep {}; done", mark(dir)));
+    if binary == SETUID {
+        std::fs::create_dir(dir.join("base/setuid")).unwrap();
+        let program = dir.join("base/setuid/sleep");
+        std::fs::copy(&busybox, &program).unwrap();
+        std::fs::set_permissions(&program, Permissions::from_mode(0o4755)).unwrap();
+        step = Step::shell(&format!("exec /setuid/sleep {}", mark(dir))).with(|p| p.user = "app".into());
+    }
+    let running = suite.run(step);
     let seen = async {
         while !alive(&mark(dir)) {
             tokio::task::yield_now().await;
@@ -102,9 +120,8 @@ fn suite(dir: &Path, binary: &str, busybox: &Path) -> Suite {
 }
 
 fn open(root: &Path, binary: &str) -> RuncExecutor {
-    let mut options = RuncOptions::new(root);
-    options.binary = Some(binary.to_owned());
-    RuncExecutor::open(options).unwrap()
+    let binary = if binary == SETUID { "builtin" } else { binary };
+    RuncExecutor::open(support::options(root, binary)).unwrap()
 }
 
 /// A number of seconds that no other process sleeps.
@@ -117,7 +134,7 @@ fn mark(dir: &Path) -> String {
 fn alive(mark: &str) -> bool {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines
-        .map(|line| String::from_utf8_lossy(&line).into_owned())
-        .any(|line| line.starts_with("sleep\0") && line.contains(mark))
+    lines.map(|line| String::from_utf8_lossy(&line).into_owned()).any(|line| {
+        line.split('\0').next().is_some_and(|name| name.ends_with("sleep")) && line.contains(mark)
+    })
 }

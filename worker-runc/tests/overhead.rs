@@ -6,16 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_executor::testing::conformance::{Step, Suite};
-use kiln_worker_runc::{RuncExecutor, RuncOptions};
+use kiln_worker_runc::RuncExecutor;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn print_the_time_of_a_step() {
-    for binary in ["runc", "crun"] {
+    for binary in ["builtin", "runc", "crun"] {
         let Some(busybox) = support::ready(binary) else { continue };
         let dir = tempfile::tempdir().unwrap();
-        let mut options = RuncOptions::new(dir.path().join("executor"));
-        options.binary = Some(binary.to_owned());
-        let executor = RuncExecutor::open(options).unwrap();
+        let executor = RuncExecutor::open(support::options(&dir.path().join("executor"), binary)).unwrap();
         let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
         let mut times: Vec<Duration> = Vec::new();
         for _ in 0..15 {

@@ -24,7 +24,7 @@ pub(crate) struct Options {
     /// Directory with another `buildkitd` and `buildctl` of the same API, to measure in turn with ours.
     #[arg(long, value_name = "DIR")]
     peer: Option<PathBuf>,
-    /// Only these scenarios (all without any; xtask/README.md lists them).
+    /// Only these scenarios (all without any; xtask/README.md lists them). `linear-*` takes all that begin so.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     scenario: Vec<String>,
     /// How often each scenario is run; the medians are printed.
@@ -57,7 +57,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         (group.prepare)(&mut lab)?;
     }
 
-    let wanted = |name: &str| options.scenario.is_empty() || options.scenario.iter().any(|s| s == name);
+    let wanted =
+        |name: &str| options.scenario.is_empty() || options.scenario.iter().any(|asked| names(asked, name));
     let mut rows: Vec<Row> = groups
         .iter()
         .flat_map(|group| group.steps.iter().map(move |step| (group, step)))
@@ -118,14 +119,23 @@ fn measure(lab: &Lab, side: &Side, index: usize, group: &Group, rows: &mut [Row]
     }
 }
 
-/// The groups that have a scenario of `names`; all groups without any.
-fn chosen(names: &[String]) -> Result<Vec<&'static Group>> {
+/// The groups that have a scenario that is asked for; all groups without any asked for.
+fn chosen(asked: &[String]) -> Result<Vec<&'static Group>> {
     let known: Vec<&str> = GROUPS.iter().flat_map(|group| group.steps).map(|step| step.name).collect();
-    if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
+    if let Some(unknown) = asked.iter().find(|asked| !known.iter().any(|name| names(asked, name))) {
         bail!("no scenario `{unknown}`; there are {}", known.join(", "));
     }
-    let has = |group: &&Group| group.steps.iter().any(|step| names.iter().any(|name| name == step.name));
-    Ok(GROUPS.iter().filter(|group| names.is_empty() || has(group)).collect())
+    let has =
+        |group: &&Group| group.steps.iter().any(|step| asked.iter().any(|asked| names(asked, step.name)));
+    Ok(GROUPS.iter().filter(|group| asked.is_empty() || has(group)).collect())
+}
+
+/// Whether the scenario `name` is asked for by `asked`, its name or, with a star at the end, how it begins.
+fn names(asked: &str, name: &str) -> bool {
+    match asked.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => asked == name,
+    }
 }
 
 /// The programs that measure, freshly built; beside the binaries in `KILN_BIN_DIR`, as they are.

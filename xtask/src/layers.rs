@@ -85,7 +85,8 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-source",
         ],
     ),
-    ("kiln-worker-runc", &["kiln-executor", "kiln-rootdir", "kiln-snapshot"]),
+    ("kiln-runtime", &["kiln-executor", "kiln-rootdir"]),
+    ("kiln-worker-runc", &["kiln-executor", "kiln-rootdir", "kiln-runtime", "kiln-snapshot"]),
     (
         "kiln-control",
         &[
@@ -111,6 +112,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-frontend-dockerfile",
             "kiln-llb",
             "kiln-registry",
+            "kiln-runtime",
             "kiln-session",
             "kiln-snapshot",
             "kiln-solver",
@@ -119,7 +121,18 @@ const TABLE: &[(&str, &[&str])] = &[
     ),
     ("kiln-cli", &["kiln-client", "kiln-llb", "kiln-progress"]),
     ("buildctl", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-llb", "kiln-progress"]),
-    ("kiln", &["kiln-cli", "kiln-client", "kiln-digest", "kiln-progress"]),
+    (
+        "kiln",
+        &[
+            "kiln-cli",
+            "kiln-client",
+            "kiln-digest",
+            "kiln-frontend",
+            "kiln-frontend-dockerfile",
+            "kiln-progress",
+            "kiln-rootdir",
+        ],
+    ),
     ("kiln-tests", &[]),
     ("kiln-vectors", &[]),
     ("kiln-xtask", &["kiln-llb", "kiln-tests", "kiln-vectors"]),

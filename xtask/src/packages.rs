@@ -8,10 +8,10 @@ use crate::shell;
 type Need = (&'static str, &'static str);
 
 /// What the quick start and every build need.
-pub(crate) const BASIC: &[Need] =
-    &[("runc", "runc"), ("busybox", "busybox-static"), ("docker-registry", "docker-registry")];
+pub(crate) const BASIC: &[Need] = &[("busybox", "busybox-static"), ("docker-registry", "docker-registry")];
 /// What the integration tests need besides.
 pub(crate) const TESTS: &[Need] = &[
+    ("runc", "runc"),
     ("crun", "crun"),
     ("openssl", "openssl"),
     ("skopeo", "skopeo"),

@@ -157,7 +157,7 @@ async fn a_check_finds_orphans_and_spares_what_is_being_made() {
     let (cache, fixture) = (&site.fixture.cache, &site.fixture);
     let making = cache.new_mutable(None, options("being made")).await.unwrap();
     let pending = fixture.layer(None, "p", "pending").await;
-    fixture.snapshots.prepare(&SnapshotId::new("orphan").unwrap(), &[]).await.unwrap();
+    fixture.snapshots.prepare(&SnapshotId::new("orphan").unwrap(), None).await.unwrap();
     let blob = fixture.content.put("orphan".into()).await.unwrap();
     assert_eq!(check(cache, LOOK).await, ["blob-orphaned", "snapshot-orphaned"]);
     assert_eq!(check(cache, REPAIR).await, ["blob-orphaned", "snapshot-orphaned mended"]);

@@ -33,7 +33,8 @@ async fn a_catalogue_of_the_first_format_is_taken_over() {
     let (snapshots, content) = stores(dir.path());
     for name in ["base", "top", "mount", "cutoff"] {
         let id = SnapshotId::new(name).unwrap();
-        write(&snapshots.prepare(&id, &[]).await.unwrap(), name, "text");
+        snapshots.prepare(&id, None).await.unwrap();
+        write(&snapshots.active_mount(&id, &[]).await.unwrap(), name, "text");
         snapshots.commit(&id).await.unwrap();
     }
     content.put("hello".into()).await.unwrap();

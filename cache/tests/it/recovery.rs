@@ -12,7 +12,7 @@ async fn what_nobody_names_is_collected_at_start() {
     let leased = fixture.content.put("leased".into()).await.unwrap();
     fixture.cache.lease_blob("history", leased, None).await.unwrap();
     let orphan = fixture.content.put("orphan".into()).await.unwrap();
-    fixture.snapshots.prepare(&SnapshotId::new("orphan").unwrap(), &[]).await.unwrap();
+    fixture.snapshots.prepare(&SnapshotId::new("orphan").unwrap(), None).await.unwrap();
     drop(kept);
     let fixture = fixture.reopen().await.reopen().await;
     assert_eq!(fixture.snapshot_count().await, 1);

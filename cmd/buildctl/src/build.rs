@@ -1,11 +1,12 @@
 //! `build`
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal as _, Read as _, stdin};
+use std::io::{IsTerminal as _, Read as _, Write as _, stderr, stdin, stdout};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use kiln_cli::{Build, Error, Explain, Result, metadata, options, random_id};
+use kiln_cli::{Build, Error, Explain, Result, Warnings, metadata, options, random_id};
 use kiln_client::SolveOptions;
 use kiln_client::api::pb;
 use kiln_client::attach::DockerConfig;
@@ -23,10 +24,14 @@ const PROGRESS_VARIABLE: &str = "BUILDKIT_PROGRESS";
 const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
 /// Environment variable: the directory of Docker's configuration.
 const DOCKER_VARIABLE: &str = "DOCKER_CONFIG";
-/// How long a definition may be, in bytes.
+/// How long a definition may be, in bytes. The daemon takes no larger requests.
 const MAX_DEFINITION: u64 = 64 << 20;
 /// What is put before a failure to reach the daemon.
 const CONTEXT: &str = "failed to solve: ";
+/// Frontend option: a question to answer instead of building.
+const QUESTION: &str = "requestid";
+/// What a frontend needs to answer questions.
+const QUESTIONS_CAP: &str = "moby.buildkit.frontend.subrequests";
 /// Flags that change nothing yet, so that they must not be believed to.
 const NOT_YET: [&str; 3] = ["source-policy-file", "registry-auth-tlscontext", "debug-json-cache-metrics"];
 
@@ -49,7 +54,14 @@ pub(crate) async fn run(
     })?;
     let explain = if parsed.is("explain") { Explain::Runs } else { Explain::No };
     let client = connection.open(CONTEXT).await?;
-    let outcome = Build { options: solve, display, trace, explain }.run(&client, stop).await;
+    // Beside plain lines the reference prints nothing more; programs may rely on that.
+    let live = matches!(mode, Mode::Tty) || (mode == Mode::Auto && stderr().is_terminal());
+    let warnings = if live { Warnings::Excerpts } else { Warnings::No };
+    if solve.frontend_attrs.contains_key(QUESTION) && !solve.frontend.is_empty() {
+        let asked = Build { options: solve, display, trace, explain, warnings: Warnings::No };
+        return print_answer(&asked.ask(&client, stop).await?);
+    }
+    let outcome = Build { options: solve, display, trace, explain, warnings }.run(&client, stop).await;
     if let Some(file) = parsed.text("ref-file") {
         write(file, |path| metadata::replace(path, reference.as_bytes()), outcome.is_ok())?;
     }
@@ -58,6 +70,20 @@ pub(crate) async fn run(
         write(file, |path| metadata::write(path, &outcome.exporter_response), true)?;
     }
     Ok(())
+}
+
+/// Prints the text of an answer, or else all of its parts.
+fn print_answer(answer: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    let mut out = stdout();
+    let written = match answer.get("result.txt") {
+        Some(text) => out.write_all(text),
+        None => answer.iter().filter(|(key, _)| key.starts_with("result.")).try_for_each(|(key, value)| {
+            writeln!(out, "{key}")?;
+            out.write_all(value)?;
+            writeln!(out)
+        }),
+    };
+    written.and_then(|()| out.flush()).map_err(|error| Error::io("write", Path::new("/dev/stdout"), &error))
 }
 
 /// Writes a file beside a build. The failure of a build is reported before one of the file.
@@ -91,8 +117,8 @@ pub(crate) fn solve_options(parsed: &Parsed) -> Result<SolveOptions> {
     solve.cache_imports =
         parsed.list("import-cache").iter().map(|text| options::cache_import(text)).collect::<Result<_>>()?;
     solve.frontend_attrs = options::frontend_options(parsed.list("opt"))?;
-    if solve.frontend_attrs.contains_key("requestid") {
-        return Err(Error::option("--opt requestid is not supported yet"));
+    if solve.frontend_attrs.contains_key(QUESTION) {
+        solve.frontend_attrs.insert("frontend.caps".to_owned(), QUESTIONS_CAP.to_owned());
     }
     if !solve.frontend.is_empty() {
         if parsed.is("no-cache") {
@@ -140,9 +166,15 @@ fn open_trace(file: &str) -> Result<File> {
 fn read_definition(ignore_cache: bool) -> Result<pb::Definition> {
     let mut content = Vec::new();
     stdin()
-        .take(MAX_DEFINITION)
+        .take(MAX_DEFINITION + 1)
         .read_to_end(&mut content)
         .map_err(|error| Error::option(format!("failed to parse input: {error}")))?;
+    if content.len() as u64 > MAX_DEFINITION {
+        let limit = MAX_DEFINITION >> 20;
+        return Err(Error::option(format!(
+            "the definition is larger than {limit} MiB, the most that a daemon takes: bring large files in by a source"
+        )));
+    }
     let mut definition = parse_definition(&content).map_err(|error| error.within("failed to parse input"))?;
     if definition.def.is_empty() {
         return Err(Error::option("empty definition sent to build. Specify --frontend instead?"));

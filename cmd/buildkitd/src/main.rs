@@ -29,6 +29,10 @@ const PACKAGE: &str = "github.com/moby/buildkit";
     reason = "the command line answers before there is a log"
 )]
 fn main() -> ExitCode {
+    // First of all: the runtime's helper is this program under another name, and has one thread.
+    if kiln_runtime::is_helper() {
+        return ExitCode::from(kiln_runtime::run_helper());
+    }
     let args = match Args::parse_go_style(std::env::args_os()) {
         Ok(args) => args,
         Err(error) => {

@@ -18,6 +18,8 @@ pub(crate) enum Command {
     Build(Box<BuildArgs>),
     /// Build, and say of every step why it ran or came from the cache. Takes the flags of build.
     Explain(Box<BuildArgs>),
+    /// Check a Dockerfile. No daemon is needed; exit code 1 if something is found.
+    Lint(LintArgs),
     /// Show what the cache holds.
     Du(DuArgs),
     /// Remove what the cache holds and nothing needs.
@@ -73,6 +75,12 @@ pub(crate) struct BuildArgs {
     /// What the build may do (repeatable): network.host, security.insecure.
     #[arg(long)]
     pub(crate) allow: Vec<String>,
+    /// Ask instead of building: check, outline, targets or describe, with `,format=json` for programs.
+    #[arg(long, value_name = "METHOD", default_value = "build")]
+    pub(crate) call: String,
+    /// Short for --call=check.
+    #[arg(long, conflicts_with = "call")]
+    pub(crate) check: bool,
     /// Say in the end of each step why it had to run.
     #[arg(long)]
     pub(crate) explain: bool,
@@ -87,6 +95,36 @@ pub(crate) struct BuildArgs {
     /// The directory to build.
     #[arg(value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
+}
+
+/// Flags of `lint`.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct LintArgs {
+    /// The Dockerfile; otherwise the one in DIR.
+    #[arg(short = 'f', long)]
+    pub(crate) file: Option<PathBuf>,
+    /// Value of an ARG (repeatable); without a value, that of the environment variable.
+    #[arg(long = "build-arg", value_name = "KEY[=VALUE]")]
+    pub(crate) build_args: Vec<String>,
+    /// Check what this stage needs; otherwise all stages.
+    #[arg(long)]
+    pub(crate) target: Option<String>,
+    /// How findings are printed: text or json.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+    /// The build context, with its .dockerignore.
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+}
+
+/// Form of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// Flags of `du`.

@@ -1,11 +1,13 @@
 //! `build`
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use kiln_cli::{Build, Error, Explain, Result, metadata, options};
-use kiln_client::SolveOptions;
+use kiln_cli::{Build, Call, Error, Explain, Method, Result, Warnings, metadata, options};
 use kiln_client::attach::DockerConfig;
+use kiln_client::{Client, SolveOptions};
 use kiln_digest::Digest;
 use kiln_progress::{Display, Mode};
 use tokio_util::sync::CancellationToken;
@@ -20,31 +22,32 @@ const DOCKER_VARIABLE: &str = "DOCKER_CONFIG";
 const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
 
 /// Builds, and says what was made.
-pub(crate) async fn run(args: Box<BuildArgs>, stop: &CancellationToken) -> Result<()> {
+pub(crate) async fn run(args: Box<BuildArgs>, stop: &CancellationToken) -> Result<ExitCode> {
     let explain = if args.explain { Explain::Runs } else { Explain::No };
     build(args, explain, stop).await
 }
 
 /// Builds, and says of every step why it ran or did not.
-pub(crate) async fn explain(mut args: Box<BuildArgs>, stop: &CancellationToken) -> Result<()> {
+pub(crate) async fn explain(mut args: Box<BuildArgs>, stop: &CancellationToken) -> Result<ExitCode> {
     if args.progress == "auto" {
         args.progress = "quiet".to_owned();
     }
     build(args, Explain::All, stop).await
 }
 
-async fn build(args: Box<BuildArgs>, explain: Explain, stop: &CancellationToken) -> Result<()> {
+async fn build(args: Box<BuildArgs>, explain: Explain, stop: &CancellationToken) -> Result<ExitCode> {
     let mode: Mode = args.progress.parse().map_err(Error::option)?;
     let display = Display::stderr(mode).map_err(|error| Error::option(error.to_string()))?;
     let mut solve = solve_options(&args)?;
+    if let Some(call) = call(&args)? {
+        return ask(call, &args, solve, display, stop).await;
+    }
     let products = Product::all(&args)?;
-    let client = tokio::select! {
-        client = daemon::connect(&args.daemon) => client?,
-        () = stop.cancelled() => return Err(Error::Stopped { message: "stopped" }),
-    };
+    let client = connect(&args, stop).await?;
     let outcome = async {
         solve.exports = products.iter().map(Product::open).collect::<Result<_>>()?;
-        let outcome = Build { options: solve, display, trace: None, explain }.run(&client, stop).await?;
+        let build = Build { options: solve, display, trace: None, explain, warnings: warnings(mode) };
+        let outcome = build.run(&client, stop).await?;
         products.iter().try_for_each(Product::keep)?;
         Ok::<_, Error>(outcome)
     }
@@ -57,7 +60,7 @@ async fn build(args: Box<BuildArgs>, explain: Explain, stop: &CancellationToken)
         metadata::write(file, &response).map_err(|error| Error::io("write", file, &error))?;
     }
     if mode == Mode::Quiet {
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let digest = response.get("containerimage.digest").map(String::as_str);
     let mut lines: Vec<String> = products.iter().filter_map(|product| product.line(digest)).collect();
@@ -71,34 +74,58 @@ async fn build(args: Box<BuildArgs>, explain: Explain, stop: &CancellationToken)
         // A closed standard error is nobody's concern; standard output may carry an archive.
         let _written = writeln!(std::io::stderr(), "{line}");
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn connect(args: &BuildArgs, stop: &CancellationToken) -> Result<Client> {
+    tokio::select! {
+        client = daemon::connect(&args.daemon) => client,
+        () = stop.cancelled() => Err(Error::Stopped { message: "stopped" }),
+    }
+}
+
+/// What is asked instead of building.
+fn call(args: &BuildArgs) -> Result<Option<Call>> {
+    match args.call.as_str() {
+        _ if args.check => Ok(Some(Call { method: Method::Check, json: false })),
+        "build" | "" => Ok(None),
+        call => call.parse().map(Some),
+    }
+}
+
+/// Asks the frontend, and prints the answer. The exit code is that of the answer.
+async fn ask(
+    call: Call,
+    args: &BuildArgs,
+    mut solve: SolveOptions,
+    display: Display,
+    stop: &CancellationToken,
+) -> Result<ExitCode> {
+    solve.frontend_attrs.insert("requestid".to_owned(), call.method.request().to_owned());
+    solve.frontend_attrs.insert("frontend.caps".to_owned(), "moby.buildkit.frontend.subrequests".to_owned());
+    let client = connect(args, stop).await?;
+    let asked = Build { options: solve, display, trace: None, explain: Explain::No, warnings: Warnings::No };
+    let answer = asked.ask(&client, stop).await?;
+    crate::lint::print_answer(call, &answer)
+}
+
+/// Warnings are shown with their lines, except to programs and to those who want silence.
+fn warnings(mode: Mode) -> Warnings {
+    match mode {
+        Mode::Quiet | Mode::RawJson => Warnings::No,
+        _ => Warnings::Excerpts,
+    }
 }
 
 fn solve_options(args: &BuildArgs) -> Result<SolveOptions> {
-    let context = directory(&args.dir)?;
-    let file = args.file.clone().unwrap_or_else(|| args.dir.join("Dockerfile"));
-    if !file.is_file() {
-        return Err(Error::option(format!("there is no Dockerfile at `{}`", file.display())));
-    }
-    let parent = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let Input { context, dockerfile, name } = Input::find(&args.dir, args.file.as_deref())?;
     let mut solve = SolveOptions::default();
     solve.frontend = "dockerfile.v0".to_owned();
     solve.shared_key = Digest::of(context.as_os_str().as_encoded_bytes()).to_string();
-    solve.locals = [("dockerfile".to_owned(), directory(parent)?), ("context".to_owned(), context)].into();
+    solve.locals = [("dockerfile".to_owned(), dockerfile), ("context".to_owned(), context)].into();
+    solve.frontend_attrs = build_args(&args.build_args);
     let mut set = |key: String, value: String| drop(solve.frontend_attrs.insert(key, value));
     set("filename".to_owned(), name);
-    for text in &args.build_args {
-        match text.split_once('=') {
-            Some((key, value)) => set(format!("build-arg:{key}"), value.to_owned()),
-            // Not set, it is as if the flag were not there.
-            None => {
-                if let Ok(value) = std::env::var(text) {
-                    set(format!("build-arg:{text}"), value);
-                }
-            }
-        }
-    }
     for text in &args.label {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
         set(format!("label:{key}"), value.to_owned());
@@ -126,6 +153,40 @@ fn solve_options(args: &BuildArgs) -> Result<SolveOptions> {
     let docker = docker.unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".docker"));
     solve.docker_config = Some(DockerConfig::new(docker));
     Ok(solve)
+}
+
+/// Where the input of a build is.
+pub(crate) struct Input {
+    pub(crate) context: PathBuf,
+    /// The directory of the Dockerfile.
+    pub(crate) dockerfile: PathBuf,
+    /// Its name there.
+    pub(crate) name: String,
+}
+
+impl Input {
+    pub(crate) fn find(dir: &Path, file: Option<&Path>) -> Result<Self> {
+        let context = directory(dir)?;
+        let file = file.map_or_else(|| dir.join("Dockerfile"), Path::to_owned);
+        // The frontend looks for this one too.
+        let lower = file.ends_with("Dockerfile").then(|| file.with_file_name("dockerfile"));
+        if !file.is_file() && !lower.is_some_and(|lower| lower.is_file()) {
+            return Err(Error::option(format!("there is no Dockerfile at `{}`", file.display())));
+        }
+        let parent = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { context, dockerfile: directory(parent)?, name })
+    }
+}
+
+/// Frontend options for `--build-arg` flags.
+pub(crate) fn build_args(flags: &[String]) -> BTreeMap<String, String> {
+    let arg = |text: &String| match text.split_once('=') {
+        Some((key, value)) => Some((format!("build-arg:{key}"), value.to_owned())),
+        // Not set, it is as if the flag were not there.
+        None => Some((format!("build-arg:{text}"), std::env::var(text).ok()?)),
+    };
+    flags.iter().filter_map(arg).collect()
 }
 
 fn directory(path: &Path) -> Result<PathBuf> {

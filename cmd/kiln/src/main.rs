@@ -5,6 +5,7 @@ mod args;
 mod build;
 mod cache;
 mod daemon;
+mod lint;
 mod place;
 mod result;
 
@@ -20,7 +21,7 @@ use crate::args::{Args, Command};
 fn main() -> ExitCode {
     let args = Args::parse();
     match start(args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // Nobody is left to tell about a closed output.
             let _written = kiln_cli::report(&mut std::io::stderr(), &error);
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: Args) -> Result<()> {
+fn start(args: Args) -> Result<ExitCode> {
     let logging = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN);
@@ -49,19 +50,18 @@ fn start(args: Args) -> Result<()> {
     outcome
 }
 
-async fn run(args: Args, stop: &CancellationToken) -> Result<()> {
-    let running = async {
-        match args.command {
-            // This one stops by itself, and says goodbye.
-            Command::Build(build) => build::run(build, stop).await,
-            Command::Explain(build) => build::explain(build, stop).await,
-            Command::Du(du) => cache::disk_usage(du).await,
-            Command::Prune(prune) => cache::prune(prune).await,
-            Command::Stop => daemon::stop().await,
-            Command::Version => print(&format!("kiln {}\n", env!("CARGO_PKG_VERSION"))),
-        }
-    };
-    running.await
+async fn run(args: Args, stop: &CancellationToken) -> Result<ExitCode> {
+    match args.command {
+        // This one stops by itself, and says goodbye.
+        Command::Build(build) => return build::run(build, stop).await,
+        Command::Explain(build) => return build::explain(build, stop).await,
+        Command::Lint(lint) => return lint::run(lint).await,
+        Command::Du(du) => cache::disk_usage(du).await?,
+        Command::Prune(prune) => cache::prune(prune).await?,
+        Command::Stop => daemon::stop().await?,
+        Command::Version => print(&format!("kiln {}\n", env!("CARGO_PKG_VERSION")))?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The first SIGINT or SIGTERM asks the command to stop, the second one ends the process.

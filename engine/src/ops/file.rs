@@ -29,8 +29,17 @@ pub(crate) struct FileOp {
 #[derive(Debug)]
 pub(crate) struct Files {
     pub(crate) worker: Arc<Worker>,
-    pub(crate) op: pb::FileOp,
-    pub(crate) name: String,
+    /// The whole definition, which is one of a file op.
+    pub(crate) definition: Arc<pb::Op>,
+}
+
+impl Files {
+    fn op(&self) -> Result<&pb::FileOp, OpError> {
+        match &self.definition.op {
+            Some(pb::op::Op::File(op)) => Ok(op),
+            _ => Err(OpError::failed("this is no file op")),
+        }
+    }
 }
 
 /// Why a file op failed as a whole.
@@ -73,7 +82,7 @@ impl Action for FileOp {
         inputs: Vec<Option<ResultRef>>,
     ) -> Result<Vec<Option<ResultRef>>, OpError> {
         let inputs = common::refs(&inputs)?;
-        let plan = Plan::new(&self.files.op, inputs.len()).map_err(OpError::failed)?;
+        let plan = Plan::new(self.files.op()?, inputs.len()).map_err(OpError::failed)?;
         let provider = common::provider(&self.files.worker, cx);
         common::unlazy_all(&inputs, &provider, cx).await?;
         let (files, cx) = (Arc::clone(&self.files), cx.clone());
@@ -94,8 +103,9 @@ impl Files {
         inputs: &[Option<Ref>],
         provider: &Provider,
     ) -> Result<Vec<Option<ResultRef>>, OpError> {
-        let states = vec![None; self.op.actions.len()];
-        let mut run = Run { op: self, inputs, provider, states, uses: plan.uses };
+        let op = self.op()?;
+        let states = vec![None; op.actions.len()];
+        let mut run = Run { worker: &self.worker, op, inputs, provider, states, uses: plan.uses };
         for index in plan.order {
             if cx.cancel.is_cancelled() {
                 return Err(OpError::cancelled());
@@ -201,7 +211,8 @@ fn needs(action: &pb::FileAction, inputs: usize) -> Vec<usize> {
 }
 
 struct Run<'a> {
-    op: &'a Files,
+    worker: &'a Worker,
+    op: &'a pb::FileOp,
     inputs: &'a [Option<Ref>],
     provider: &'a Provider,
     states: Vec<Option<State>>,
@@ -210,7 +221,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn action(&mut self, index: usize) -> Result<(), OpError> {
-        let action = self.op.op.actions[index].clone();
+        let action = self.op.actions[index].clone();
         let kind = action.action.clone().ok_or_else(|| OpError::failed(FileOpError::NoAction { index }))?;
         // What is copied from is settled first: it may be the very state that is copied to.
         let source = match (&kind, usize::try_from(action.secondary_input)) {
@@ -220,18 +231,21 @@ impl Run<'_> {
         let owners = self.owners(&kind).await?;
         let dest = self.writable(action.input, &kind).await?;
         let secondary = self.input_index(action.secondary_input);
-        let mount = dest.mount().await.map_err(|e| common::lost_or_failed(e, None))?;
+        let lost = |error| common::lost_or_failed(error, self.input_index(action.input));
+        let unmounted = match made_at(&kind) {
+            Some(path) => dest.to_make(path).await.map_err(lost)?,
+            None => None,
+        };
+        let shown = match unmounted {
+            Some(shown) => Ok(shown),
+            None => Err(dest.mount().await.map_err(lost)?),
+        };
         let source_mount = match &source {
             Some(Some(source)) => Some(common::view(Some(source), self.provider, secondary).await?),
             _ => None,
         };
-        let name = self.op.name.clone();
         common::blocking(move || {
-            let dest = match made_at(&kind) {
-                Some(path) => mount.with_temp_to_make(path),
-                None => mount.with_temp(),
-            };
-            let dest = dest.map_err(OpError::failed)?;
+            let dest = shown.or_else(|mount| mount.with_temp()).map_err(OpError::failed)?;
             let root = Root::open(dest.path()).map_err(OpError::failed)?;
             let source = source_mount.map(|m| m.with_temp()).transpose().map_err(OpError::failed)?;
             let empty;
@@ -245,7 +259,7 @@ impl Run<'_> {
             };
             apply(&kind, owners, source.as_ref(), &root).map_err(|error| {
                 let message = error.to_string();
-                tracing::debug!(op = %name, error = %message, "file action failed");
+                tracing::debug!(error = %message, "file action failed");
                 OpError::failed(FileOpError::Action(message, error))
             })
         })
@@ -273,8 +287,7 @@ impl Run<'_> {
             }
         };
         let options = RecordOptions::new(description(kind), RecordType::Regular);
-        self.op
-            .worker
+        self.worker
             .cache
             .new_mutable(parent.as_ref(), options)
             .await

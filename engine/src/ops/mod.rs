@@ -22,6 +22,7 @@ use crate::keys::{self, OpKey};
 use crate::load::{self, LoadedGraph, LoadedVertex};
 use crate::ops::combine::{Combination, CombineOp};
 use crate::ops::keyed::{Action, KeyedOp};
+use crate::parallel;
 use crate::worker::Worker;
 
 /// Says in an index that there is no input.
@@ -34,8 +35,8 @@ pub(crate) fn graph(
     resolutions: &Arc<Resolutions>,
     depth: u32,
 ) -> Result<Graph> {
-    let vertices = loaded.vertices.iter().map(|v| vertex(worker, v, resolutions, depth));
-    let vertices = vertices.collect::<Result<Vec<_>>>()?;
+    let vertices = parallel::map(&loaded.vertices, |v| vertex(worker, v, resolutions, depth));
+    let vertices = vertices.into_iter().collect::<Result<Vec<_>>>()?;
     Graph::new(vertices).map_err(|e| Error::request(e.to_string()))
 }
 
@@ -128,8 +129,8 @@ fn action(
             resources: vertex.linux_resources.clone(),
             vertex: VertexDigest(vertex.digest.digest()),
         }),
-        Some(Kind::File(op)) => {
-            let files = file::Files { worker: worker.clone(), op: op.clone(), name: vertex.name.clone() };
+        Some(Kind::File(_)) => {
+            let files = file::Files { worker: worker.clone(), definition: vertex.op.clone() };
             Box::new(file::FileOp { files: Arc::new(files) })
         }
         Some(Kind::Merge(_)) => combine(Combination::Merge),
@@ -146,4 +147,39 @@ fn action(
             return Err(Error::request(format!("step `{}` has no operation", vertex.name)));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_llb::pb;
+    use kiln_llb::state::{Constraints, FileActions, Source, State};
+
+    use super::*;
+    use crate::load::{GrantedEntitlements, LoadOptions, load};
+
+    /// The digests of the vertices of a copy out of a directory, as a build of `session` has them.
+    async fn digests(directory: Source, session: &str) -> Vec<String> {
+        let directory = State::source(directory);
+        let copy = FileActions::new().copy(&directory, "/a", "/a", kiln_llb::state::Copy::default());
+        let definition = State::scratch().file(copy).marshal(&Constraints::default()).unwrap();
+        let platform =
+            pb::Platform { architecture: "amd64".into(), os: "linux".into(), ..Default::default() };
+        let entitlements = GrantedEntitlements::new([]);
+        let mut graph = load(&definition, &LoadOptions::new(&platform, &entitlements)).await.unwrap();
+        set_apart_directories(&mut graph, session);
+        graph.vertices.iter().map(|vertex| vertex.digest.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn directories_of_whoever_asks_are_told_apart_by_session() {
+        let whose = || Source::local("files");
+        let (one, same, other) =
+            (digests(whose(), "1").await, digests(whose(), "1").await, digests(whose(), "2").await);
+        assert_eq!(one, same);
+        assert_ne!(one[0], other[0], "the directory");
+        assert_eq!(one[1..], other[1..], "what is made of it is told apart by its keys");
+        // One that names its session is that session's for everybody.
+        let named = || Source::local("files").attr("local.session", "3");
+        assert_eq!(digests(named(), "1").await, digests(named(), "2").await);
+    }
 }

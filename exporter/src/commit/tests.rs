@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 
 use super::*;
 use crate::archive;
-use crate::exporter::{Compatibility, Kind};
+use crate::error::BoxError;
+use crate::exporter::{Compatibility, InlineCache, Kind};
 use crate::source::Source;
 
 #[derive(Deserialize)]
@@ -113,6 +114,7 @@ fn request(source: Source) -> ExportRequest {
         provider: Arc::new(NoProvider),
         sessions: Sessions::new(),
         session: String::new(),
+        inline_cache: None,
         progress: VertexProgress::discard(),
     }
 }
@@ -158,6 +160,43 @@ async fn documents_are_those_of_the_reference() {
             assert_eq!(Some(&docker), case.want.docker.as_ref(), "{name}");
         }
     }
+}
+
+/// Records that name the platform and the layers.
+#[derive(Debug)]
+struct Told;
+
+#[async_trait::async_trait]
+impl InlineCache for Told {
+    async fn records(
+        &self,
+        platform: &str,
+        layers: &[ExportedLayer],
+        _options: &LayerOptions,
+    ) -> Result<Option<Vec<u8>>, BoxError> {
+        let layers: Vec<_> = layers.iter().map(|layer| layer.descriptor.digest.to_string()).collect();
+        Ok(Some(format!("{platform} {}", layers.join(" ")).into_bytes()))
+    }
+}
+
+#[tokio::test]
+async fn configs_carry_the_cache_of_their_layers() {
+    use base64::Engine as _;
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../../testdata/images/images.json")).unwrap();
+    let case = cases.iter().find(|case| !case.index && case.platforms[0].layers.len() > 1).unwrap();
+    let bench = bench().await;
+    let (mut attrs, _) = ImageAttrs::load(&BTreeMap::new()).unwrap();
+    attrs.complete(Kind::Image, Compatibility::CURRENT).unwrap();
+    let mut request = request(source(&bench, case).await);
+    request.inline_cache = Some(Arc::new(Told));
+    let committed = commit(&bench.tools, &request, &attrs).await.unwrap();
+    let config = bench.tools.content.get(&committed.config.unwrap(), 1 << 20).await.unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    let cache = config[config::INLINE_CACHE].as_str().unwrap();
+    let cache = base64::engine::general_purpose::STANDARD.decode(cache).unwrap();
+    let platform = &case.platforms[0];
+    let layers: Vec<_> = platform.layers.iter().map(|layer| layer.descriptor.digest.to_string()).collect();
+    assert_eq!(String::from_utf8(cache).unwrap(), format!("{} {}", platform.platform, layers.join(" ")));
 }
 
 #[track_caller]

@@ -32,6 +32,8 @@ enum Kind {
 }
 
 const FILE: &str = "context";
+/// How long a Dockerfile may be, in bytes.
+const MAX_DOCKERFILE: usize = 16 << 20;
 
 impl MainContext {
     pub(crate) async fn detect(client: &Client) -> Result<Self> {
@@ -154,6 +156,13 @@ impl MainContext {
             data = Ok(found);
         }
         let data = data.map_err(|error| Error::from(error).context("failed to read dockerfile"))?;
+        if data.len() > MAX_DOCKERFILE {
+            return Err(Error::new(format!(
+                "failed to read dockerfile: {} has {} bytes, it may have {MAX_DOCKERFILE}",
+                self.filename,
+                data.len()
+            )));
+        }
         if let Ok(text) = reference.read_file(&ignore_name, None).await {
             self.ignore = Mutex::new(Some(text));
         }

@@ -21,6 +21,8 @@ pub(crate) struct Client {
     pub(crate) bridge: Arc<dyn Bridge>,
     pub(crate) request: FrontendRequest,
     pub(crate) options: Options,
+    /// The bridge may know nothing of images, which is enough to check a file and not to build it.
+    pub(crate) offline: bool,
 }
 
 /// A local source; what is empty or false is left out.

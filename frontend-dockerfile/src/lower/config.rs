@@ -19,6 +19,7 @@ impl Lowering<'_> {
             text.push_str(&format!(" {}={}", pair.key, pair.value));
             let stage = &mut self.stages[index];
             stage.state.env.set(&pair.key, &pair.value);
+            self.lex.work.add(stage.image.config.env.len());
             stage.image.set_env(&pair.key, &pair.value);
         }
         self.history(index, text, false);

@@ -44,7 +44,7 @@ impl Lowering<'_> {
             *source = self.expand(index, command, source)?;
         }
         args.dest = self.expand(index, command, &args.dest)?;
-        let body = Lex { plain_quotes: true, ..Lex::new('\\') };
+        let body = Lex { plain_quotes: true, escape: '\\', ..self.lex.clone() };
         for content in args.contents.iter_mut().filter(|content| content.expand) {
             content.data = self.expand_with(&body, index, command, &content.data)?;
         }
@@ -251,6 +251,11 @@ impl Lowering<'_> {
                 return Ok(());
             }
         }
+        // Each pattern is tried on the path.
+        self.lex
+            .work
+            .spend(ignore.iter().map(|(_, pattern)| pattern.len() + path.len()).sum())
+            .map_err(Error::new)?;
         if ignore.matches(&path) {
             let what = if source.is_add { "Add" } else { "Copy" };
             let message =

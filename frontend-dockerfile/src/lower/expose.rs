@@ -17,7 +17,9 @@ impl Lowering<'_> {
         }
         let mut exposed = Vec::new();
         for word in &words {
-            exposed.extend(self.port(command, word)?);
+            let ports = self.port(command, word)?;
+            self.lex.work.spend(ports.len().saturating_mul("65535/tcp".len())).map_err(Error::new)?;
+            exposed.extend(ports);
         }
         for port in &exposed {
             self.stages[index].image.config.exposed_ports.insert(port.clone(), Empty {});

@@ -43,9 +43,11 @@ impl Lowering<'_> {
             user => user.to_owned(),
         };
         stage.state.network = options.network;
-        let commands = stage.commands.clone();
+        let commands = std::mem::take(&mut stage.commands);
         for command in &commands {
-            self.lower_command(index, command).map_err(|error| error.at(&command.command.ranges))?;
+            let lowered = self.lower_command(index, command);
+            let lowered = lowered.and_then(|()| self.lex.work.check().map_err(Error::new));
+            lowered.map_err(|error| error.at(&command.command.ranges))?;
         }
         // The state keeps them for stages on top of this one.
         self.stages[index].commands = commands;
@@ -128,7 +130,7 @@ impl Lowering<'_> {
 
     /// Expands a word in a stage's environment.
     pub(super) fn expand(&mut self, index: usize, command: &Command, word: &str) -> Result<String> {
-        let lex = self.lex;
+        let lex = self.lex.clone();
         self.expand_with(&lex, index, command, word)
     }
 
@@ -147,9 +149,15 @@ impl Lowering<'_> {
 
     fn report_unset(&mut self, index: usize, command: &Command, mut unset: BTreeSet<String>) {
         let stage = &self.stages[index];
+        if stage.unknown_base {
+            return;
+        }
+        self.lex.work.add(unset.len().saturating_mul(stage.args.len()));
         unset.retain(|name| !stage.args.iter().any(|(key, _)| key == name));
         unset.remove("BUILDKIT_SBOM_SCAN_CONTEXT");
         unset.remove("BUILDKIT_SBOM_SCAN_STAGE");
+        // Each name that is left is compared with all that are set.
+        self.lex.work.add(unset.len().saturating_mul(stage.state.env.len()));
         for name in unset {
             let message = format!("Usage of undefined variable '${name}'");
             let message = match suggest(&name, stage.state.env.keys(), true) {
@@ -161,6 +169,7 @@ impl Lowering<'_> {
     }
 
     pub(super) fn history(&mut self, index: usize, created_by: String, layer: bool) {
+        self.lex.work.add(created_by.len());
         let created = self.epoch.map(format_time);
         self.stages[index].image.history.push(History {
             created,

@@ -16,7 +16,7 @@ mod stages;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_frontend::{ResolveRequest, SourceMetadata, pb};
+use kiln_frontend::{SourceMetadata, pb};
 use kiln_patterns::Patterns;
 
 pub(crate) use self::outline::{Entry as OutlineEntry, Outline};
@@ -41,6 +41,8 @@ pub(crate) struct Request<'a> {
     pub(crate) platform: Option<&'a Platform>,
     /// Lower every stage, whether the target needs it or not.
     pub(crate) all_stages: bool,
+    /// Write the graph down; else its definition is empty.
+    pub(crate) graph: bool,
     /// Also scan the result.
     pub(crate) scanner: Option<&'a Scanner>,
 }
@@ -102,6 +104,7 @@ struct Lowering<'a> {
     file: &'a SourceFile,
     lint: &'a mut Linter,
     all_stages: bool,
+    writes_graph: bool,
     lex: Lex,
     graph: Graph,
     target_platform: Platform,
@@ -124,7 +127,7 @@ struct Lowering<'a> {
     late_locals: Vec<(Edge, usize)>,
     groups: usize,
     /// What was found out about images, by what was asked.
-    resolved: Vec<(ResolveRequest, SourceMetadata)>,
+    resolved: BTreeMap<String, SourceMetadata>,
     scanner: Option<&'a Scanner>,
     notes: outline::Notes,
 }
@@ -140,6 +143,7 @@ impl<'a> Lowering<'a> {
             file: request.file,
             lint,
             all_stages: request.all_stages,
+            writes_graph: request.graph,
             lex,
             graph,
             target_platform: request.platform.cloned().unwrap_or_else(|| options.build_platform.clone()),
@@ -156,7 +160,7 @@ impl<'a> Lowering<'a> {
             proxy: args::proxy(&options.build_args),
             late_locals: Vec::new(),
             groups: 0,
-            resolved: Vec::new(),
+            resolved: BTreeMap::new(),
             scanner: request.scanner,
             notes: outline::Notes::default(),
         }
@@ -247,7 +251,10 @@ impl<'a> Lowering<'a> {
             image.set_platform(&platform);
         }
         image.set_platform(&image.platform().normalized());
-        let definition = self.graph.marshal(stage.state.output, self.file)?;
+        let definition = match self.writes_graph {
+            true => self.graph.marshal(stage.state.output, self.file)?,
+            false => pb::Definition::default(),
+        };
         let attestation = match scan {
             Some(edge) => Some(self.graph.marshal(Some(edge), self.file)?),
             None => None,

@@ -49,11 +49,12 @@ impl Lowering<'_> {
         let base = &self.stages[base];
         let (state, platform, mut image) = (base.state.clone(), base.platform.clone(), base.image.clone());
         let (base_image, paths, workdir_set) = (base.base_image.clone(), base.paths, base.workdir_set);
-        let args = base.args.clone();
+        let (args, unknown_base) = (base.args.clone(), base.unknown_base);
         image.config.on_build.clear();
         let stage = &mut self.stages[index];
         (stage.state, stage.platform, stage.image) = (state, platform, image);
         (stage.base_image, stage.paths, stage.workdir_set) = (base_image, paths, workdir_set);
+        stage.unknown_base = unknown_base;
         stage.args.extend(args);
     }
 
@@ -135,31 +136,30 @@ impl Lowering<'_> {
 
     /// Asks about all bases at once, and about each image once.
     async fn ask(&mut self, bases: &[Base]) -> Vec<Option<Result<SourceMetadata, FrontendError>>> {
-        let mut requests: Vec<&ResolveRequest> = Vec::new();
+        let mut requests: BTreeMap<String, &ResolveRequest> = BTreeMap::new();
         for request in bases.iter().filter_map(|base| base.request.as_ref()) {
-            let known = self.resolved.iter().any(|(known, _)| same(known, request));
-            if !known && !requests.iter().any(|asked| same(asked, request)) {
-                requests.push(request);
+            let key = key(request);
+            if !self.resolved.contains_key(&key) {
+                requests.entry(key).or_insert(request);
             }
         }
         let bridge = &self.client.bridge;
-        let asked = requests.iter().map(|&request| bridge.resolve_source_metadata(request.clone()));
-        let mut failed = Vec::new();
-        for (request, answer) in requests.iter().zip(join_all(asked).await) {
+        let asked = requests.values().map(|&request| bridge.resolve_source_metadata(request.clone()));
+        let answers = join_all(asked).await;
+        let mut failed = BTreeMap::new();
+        for (key, answer) in requests.into_keys().zip(answers) {
             match answer {
-                Ok(answer) => self.resolved.push(((*request).clone(), answer)),
-                Err(error) => failed.push((*request, error)),
+                Ok(answer) => drop(self.resolved.insert(key, answer)),
+                Err(error) => drop(failed.insert(key, error)),
             }
         }
         let mut answer = |request: &ResolveRequest| {
-            if let Some((_, answer)) = self.resolved.iter().find(|(known, _)| same(known, request)) {
+            let key = key(request);
+            if let Some(answer) = self.resolved.get(&key) {
                 return Ok(answer.clone());
             }
             // The first stage that needs it fails the build, so the error is wanted once.
-            match failed.iter().position(|(asked, _)| same(asked, request)) {
-                Some(at) => Err(failed.swap_remove(at).1),
-                None => Err(FrontendError::internal("an image was not resolved")),
-            }
+            Err(failed.remove(&key).unwrap_or_else(|| FrontendError::internal("an image was not resolved")))
         };
         bases.iter().map(|base| base.request.as_ref().map(&mut answer)).collect()
     }
@@ -231,7 +231,16 @@ impl Lowering<'_> {
                     Error::new(format!("failed to parse ref {}: {error}", quote(answered)))
                 })?;
             }
-            let found = answer.image.unwrap_or_default();
+            let Some(found) = answer.image else {
+                if !self.client.offline {
+                    return Err(Error::new(format!("nothing is known of the image {}", reference.full())));
+                }
+                self.use_image(index, &platform, false, &written);
+                let stage = &mut self.stages[index];
+                stage.image = Image::empty(&platform);
+                (stage.platform, stage.unknown_base) = (Some(platform), true);
+                return Ok(());
+            };
             let image = Image::parse(&found.config)
                 .map_err(|error| Error::new(format!("failed to parse image config: {error}")))?;
             let stage = &mut self.stages[index];
@@ -313,9 +322,9 @@ impl Lowering<'_> {
     }
 }
 
-/// Whether two look-ups ask the same.
-fn same(a: &ResolveRequest, b: &ResolveRequest) -> bool {
-    a.source == b.source && a.platform == b.platform && a.resolve_mode == b.resolve_mode
+/// What a look-up asks, as text: two with the same ask the same.
+fn key(request: &ResolveRequest) -> String {
+    format!("{:?} {:?} {:?}", request.source, request.platform, request.resolve_mode)
 }
 
 /// Without a platform asked for, an image that fits the worker decides.

@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use kiln_frontend::pb;
 
 use crate::error::{Error, Result};
@@ -57,6 +59,7 @@ impl Lowering<'_> {
             return Err(Error::new("failed to marshal LLB definition: string field contains invalid UTF-8"));
         }
         let history = self.run_history(index, &args);
+        self.lex.work.spend(self.stages[index].state.env.size()).map_err(Error::new)?;
         let edge = self.exec(index, command, run, args, mounts, name);
         self.stages[index].state.output = Some(edge);
         self.history(index, history, true);
@@ -227,7 +230,7 @@ impl Lowering<'_> {
     }
 
     fn run_name(&mut self, index: usize, command: &Command, suffix: &str, mounts: &Mounts) -> String {
-        let lex = Lex { raw_quotes: true, keep_unset: true, ..self.lex };
+        let lex = Lex { raw_quotes: true, keep_unset: true, ..self.lex.clone() };
         let env = self.stages[index].state.env.clone();
         let mut masked = env.clone();
         for name in &mounts.masked {
@@ -242,10 +245,12 @@ impl Lowering<'_> {
     fn run_history(&self, index: usize, args: &[String]) -> String {
         let stage = &self.stages[index];
         let mut declared: Vec<(&str, String)> = Vec::new();
+        let mut places: HashMap<&str, usize> = HashMap::new();
         for (key, value) in &stage.args {
             let value =
                 stage.state.env.get(key).map(str::to_owned).or_else(|| value.clone()).unwrap_or_default();
-            match declared.iter_mut().find(|(known, _)| known == key) {
+            let place = *places.entry(key).or_insert(declared.len());
+            match declared.get_mut(place) {
                 Some((_, known)) => *known = value,
                 None => declared.push((key, value)),
             }

@@ -13,6 +13,9 @@ use crate::shell::{Env, Expansion, Lex};
 use crate::source::LineRange;
 use crate::text::{quote, suggest, with_suggestion};
 
+/// How many stages a file may have, the images that its instructions name included.
+const MAX_STAGES: usize = 100_000;
+
 /// A stage while it is lowered.
 #[derive(Debug, Default)]
 pub(super) struct StageState {
@@ -28,9 +31,12 @@ pub(super) struct StageState {
     /// Its state can be used.
     pub(super) dispatched: bool,
     pub(super) resolved: bool,
+    /// Nothing is known of the image it starts from: what it sets may be there.
+    pub(super) unknown_base: bool,
     pub(super) triggers_done: bool,
     /// Stages it copies or mounts from, and the lines that do.
     pub(super) deps: Vec<(usize, Vec<LineRange>)>,
+    pub(super) known_deps: BTreeSet<usize>,
     pub(super) args: Vec<(String, Option<String>)>,
     pub(super) commands: Vec<StageCommand>,
     pub(super) context_paths: BTreeSet<String>,
@@ -198,7 +204,7 @@ impl Lowering<'_> {
     /// Finds out what each stage takes from which other.
     pub(super) fn link_stages(&mut self) -> Result<()> {
         for index in 0..self.stages.len() {
-            let commands = self.stages[index].stage.commands.clone();
+            let commands = std::mem::take(&mut self.stages[index].stage.commands);
             for command in commands {
                 self.link(index, command, false)?;
             }
@@ -240,10 +246,17 @@ impl Lowering<'_> {
             }
             _ => {}
         }
+        if self.stages.len() > MAX_STAGES {
+            let message = format!("the Dockerfile has more than {MAX_STAGES} stages and images");
+            return Err(Error::new(message).at(&command.ranges));
+        }
         for &source in &sources {
-            let deps = &mut self.stages[index].deps;
-            deps.retain(|(known, _)| *known != source);
-            deps.push((source, command.ranges.clone()));
+            let stage = &mut self.stages[index];
+            if !stage.known_deps.insert(source) {
+                self.lex.work.spend(stage.deps.len()).map_err(Error::new)?;
+                stage.deps.retain(|(known, _)| *known != source);
+            }
+            stage.deps.push((source, command.ranges.clone()));
         }
         let takes = !sources.is_empty();
         self.stages[index].commands.push(StageCommand { command, sources, is_trigger });
@@ -258,6 +271,7 @@ impl Lowering<'_> {
 
     fn check_cycles(&self) -> Result<()> {
         let mut visited = vec![false; self.stages.len()];
+        let mut on_path = vec![false; self.stages.len()];
         for start in 0..self.stages.len() {
             // Each entry is a stage, the next edge to look at, and the lines that led here.
             let mut path: Vec<(usize, usize)> = Vec::new();
@@ -265,13 +279,15 @@ impl Lowering<'_> {
                 continue;
             }
             path.push((start, 0));
+            on_path[start] = true;
             while let Some(&mut (stage, ref mut next)) = path.last_mut() {
                 let Some((dep, _)) = self.stages[stage].deps.get(*next) else {
+                    on_path[stage] = false;
                     path.pop();
                     continue;
                 };
                 *next += 1;
-                if path.iter().any(|(open, _)| open == dep) {
+                if on_path[*dep] {
                     let name = &self.stages[start].display_name;
                     let mut error = Error::new(format!("circular dependency detected on stage: {name}"));
                     for &(stage, next) in &path {
@@ -281,6 +297,7 @@ impl Lowering<'_> {
                 }
                 if !std::mem::replace(&mut visited[*dep], true) {
                     path.push((*dep, 0));
+                    on_path[*dep] = true;
                 }
             }
         }

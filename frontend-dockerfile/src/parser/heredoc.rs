@@ -35,7 +35,7 @@ pub(crate) fn heredoc_word(word: &str) -> Option<Heredoc> {
         return None;
     }
     let plain = Lex { keep_unset: true, ..Lex::new('\\') };
-    let raw = Lex { raw_quotes: true, ..plain };
+    let raw = Lex { raw_quotes: true, ..plain.clone() };
     let split = |lex: &Lex| {
         let (expansion, outcome) = lex.expand(rest, &Env::default());
         outcome.ok().map(|()| expansion.words)

@@ -5,7 +5,7 @@ use crate::parser::{Args, Node, args, flags};
 use crate::source::LineRange;
 
 /// How many bytes a line may have, its end not counted. The reference has the same bound.
-const MAX_LINE: usize = 65_535;
+pub(crate) const MAX_LINE: usize = 65_535;
 
 /// A Dockerfile, instruction by instruction.
 #[derive(Clone, Debug)]

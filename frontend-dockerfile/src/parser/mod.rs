@@ -11,6 +11,8 @@ mod tests;
 pub(crate) use self::directives::{detect_syntax, directive};
 pub(crate) use self::heredoc::{Heredoc, heredoc_word, strip_tabs};
 pub(crate) use self::lines::parse;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use self::lines::{MAX_LINE, Parsed};
 use crate::source::LineRange;
 
 /// One instruction as written.
@@ -69,6 +71,17 @@ impl Node {
 impl Args {
     pub(crate) fn is_json(&self) -> bool {
         matches!(self, Self::Json(_))
+    }
+
+    /// With the places of a trigger taken out, which depend on how the file is laid out.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn without_places(&self) -> Self {
+        let mut args = self.clone();
+        if let Self::Trigger(Some(node)) = &mut args {
+            (node.start, node.end, node.invalid_utf8) = (0, 0, false);
+            node.text = node.text.trim().to_owned();
+        }
+        args
     }
 
     /// The arguments of the list forms.

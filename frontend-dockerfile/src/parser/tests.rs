@@ -58,6 +58,7 @@ proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(data in proptest::collection::vec(any::<u8>(), 0..400)) {
         read(&data);
+        let _outcome = crate::testing::parse(&data);
     }
 
     #[test]
@@ -69,6 +70,8 @@ proptest! {
     ) {
         let text: String = lines.iter().map(|(keyword, rest)| format!("{keyword}{rest}\n")).collect();
         read(text.as_bytes());
+        // What can be read is the same once it is printed.
+        let _outcome = crate::testing::parse(text.as_bytes());
     }
 
     #[test]
@@ -78,5 +81,17 @@ proptest! {
         for keep_unset in [false, true] {
             let _ = Lex { keep_unset, ..Lex::new('\\') }.expand(&word, &env);
         }
+    }
+}
+
+#[test]
+fn printed_files_read_the_same() {
+    for file in [
+        "# escape=`\nFROM a `\n  AS b\nRUN c:\\x `\n\n y\n",
+        "FROM a\nRUN <<-A <<'B' cat\n\tx\\\n\tA\ny $z\r\nB\nCOPY [\"a b\", \"c\"]\n",
+        "FROM a\nONBUILD RUN --mount=type=cache,target=/x \\\n y\nONBUILD COPY <<E /\nb\nE\nHEALTHCHECK --retries=3 CMD x\n",
+        "\\\n  FROM a\nENV a  b  \\\n  c\nLABEL \"x y\"=z q='\\'\n",
+    ] {
+        crate::testing::parse(file.as_bytes()).unwrap();
     }
 }

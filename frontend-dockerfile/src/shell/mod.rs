@@ -4,17 +4,22 @@ mod env;
 mod pattern;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::collections::BTreeSet;
 
 pub(crate) use self::env::Env;
 use self::pattern::Pattern;
+pub(crate) use self::work::Work;
 
 /// How deep `${a:-${b:-…}}` may nest.
 const MAX_DEPTH: usize = 200;
 
+/// How long the result of one expansion may be, in bytes.
+const MAX_RESULT: usize = 16 << 20;
+
 /// How words are expanded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Lex {
     pub(crate) escape: char,
     /// Keep quotes in the result.
@@ -25,6 +30,8 @@ pub(crate) struct Lex {
     pub(crate) plain_quotes: bool,
     /// Leave unset variables as they are written.
     pub(crate) keep_unset: bool,
+    /// What all expansions of a file share.
+    pub(crate) work: Work,
 }
 
 /// What became of a word.
@@ -41,7 +48,14 @@ pub(crate) struct Expansion {
 
 impl Lex {
     pub(crate) fn new(escape: char) -> Self {
-        Self { escape, raw_quotes: false, raw_escapes: false, plain_quotes: false, keep_unset: false }
+        Self {
+            escape,
+            raw_quotes: false,
+            raw_escapes: false,
+            plain_quotes: false,
+            keep_unset: false,
+            work: Work::default(),
+        }
     }
 
     /// Expands `word`. Names that were met are reported in the error case too.
@@ -56,6 +70,7 @@ impl Lex {
             word: String::new(),
             met: Expansion::default(),
         };
+        self.work.add(word.len());
         match run.until(None, self.raw_escapes) {
             Ok((text, words)) => {
                 run.met.text = text;
@@ -130,6 +145,7 @@ impl Run<'_> {
             match c {
                 '$' => {
                     let value = self.dollar()?;
+                    self.grow(text.len(), value.len())?;
                     for c in value.chars() {
                         self.add_char(&mut words, c);
                     }
@@ -171,6 +187,19 @@ impl Run<'_> {
             Some(stop) => Err(format!("unexpected end of statement while looking for matching {stop}")),
             None => Ok((text, self.finish_words(words))),
         }
+    }
+
+    /// Whether an error means no more than that the text ended.
+    fn ended(&self) -> bool {
+        self.peek().is_none() && self.lex.work.check().is_ok()
+    }
+
+    /// Makes sure that a text may grow.
+    fn grow(&self, length: usize, more: usize) -> Result<(), String> {
+        if length.saturating_add(more) > MAX_RESULT {
+            return Err(format!("the result has more than {MAX_RESULT} bytes"));
+        }
+        self.lex.work.spend(more)
     }
 
     fn add_char(&mut self, words: &mut Words, c: char) {
@@ -245,7 +274,11 @@ impl Run<'_> {
                     text.extend(quote.filter(|_| self.lex.raw_quotes));
                     return Ok(text);
                 }
-                Some('$') => text.push_str(&self.dollar()?),
+                Some('$') => {
+                    let value = self.dollar()?;
+                    self.grow(text.len(), value.len())?;
+                    text.push_str(&value);
+                }
                 Some(c) => {
                     self.at += 1;
                     let mut c = c;
@@ -313,7 +346,7 @@ impl Run<'_> {
         }
         let word = match self.until(Some('}'), trims) {
             Ok((word, _)) => word,
-            Err(_) if self.peek().is_none() => return Err("syntax error: missing '}'".to_owned()),
+            Err(_) if self.ended() => return Err("syntax error: missing '}'".to_owned()),
             Err(error) => return Err(error),
         };
         let value = self.look_up(name);
@@ -336,10 +369,11 @@ impl Run<'_> {
                     Some(rest) => (true, rest),
                     None => (false, word.as_str()),
                 };
+                let work = &self.lex.work;
                 if side == '#' {
-                    Pattern::new(text)?.trim_start(&value, longest)
+                    Pattern::new(text)?.trim_start(&value, longest, work)
                 } else {
-                    Pattern::reversed(text)?.trim_end(&value, longest)
+                    Pattern::reversed(text)?.trim_end(&value, longest, work)
                 }
             }
             _ => Err(unsupported(&written)),
@@ -352,12 +386,12 @@ impl Run<'_> {
         self.at += usize::from(all);
         let pattern = match self.until(Some('/'), true) {
             Ok((pattern, _)) => pattern,
-            Err(_) if self.peek().is_none() => return Err("syntax error: missing '/' in ${}".to_owned()),
+            Err(_) if self.ended() => return Err("syntax error: missing '/' in ${}".to_owned()),
             Err(error) => return Err(error),
         };
         let replacement = match self.until(Some('}'), true) {
             Ok((replacement, _)) => replacement,
-            Err(_) if self.peek().is_none() => return Err("syntax error: missing '}'".to_owned()),
+            Err(_) if self.ended() => return Err("syntax error: missing '}'".to_owned()),
             Err(error) => return Err(error),
         };
         let value = self.look_up(name);
@@ -366,11 +400,11 @@ impl Run<'_> {
         }
         let value = value.unwrap_or_default();
         let pattern = Pattern::new(&pattern)?;
-        Ok(if all {
-            pattern.replace_all(&value, &replacement)
+        if all {
+            pattern.replace_all(&value, &replacement, &self.lex.work)
         } else {
-            pattern.replace_first(&value, &replacement)
-        })
+            pattern.replace_first(&value, &replacement, &self.lex.work)
+        }
     }
 
     fn name(&mut self) -> String {

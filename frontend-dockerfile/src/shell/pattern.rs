@@ -1,3 +1,5 @@
+use crate::shell::Work;
+
 /// A pattern of `${name#pattern}` and its relatives: `*`, `?` and plain text.
 pub(super) struct Pattern {
     tokens: Vec<Token>,
@@ -50,63 +52,107 @@ impl Pattern {
         Self::new(&units.concat())
     }
 
-    pub(super) fn trim_start(&self, value: &str, longest: bool) -> Result<String, String> {
+    pub(super) fn trim_start(&self, value: &str, longest: bool, work: &Work) -> Result<String, String> {
         let chars: Vec<char> = value.chars().collect();
-        let end = self.end(&chars, 0, longest).unwrap_or(0);
+        let end = self.end(&chars, longest, work)?.unwrap_or(0);
         Ok(chars.into_iter().skip(end).collect())
     }
 
-    pub(super) fn trim_end(&self, value: &str, longest: bool) -> Result<String, String> {
+    pub(super) fn trim_end(&self, value: &str, longest: bool, work: &Work) -> Result<String, String> {
         let backwards: String = value.chars().rev().collect();
-        Ok(self.trim_start(&backwards, longest)?.chars().rev().collect())
+        Ok(self.trim_start(&backwards, longest, work)?.chars().rev().collect())
     }
 
-    pub(super) fn replace_first(&self, value: &str, replacement: &str) -> String {
+    pub(super) fn replace_first(
+        &self,
+        value: &str,
+        replacement: &str,
+        work: &Work,
+    ) -> Result<String, String> {
         let chars: Vec<char> = value.chars().collect();
-        match self.find(&chars, 0) {
-            None => value.to_owned(),
-            Some((start, end)) => chars
-                .iter()
-                .take(start)
-                .chain(&replacement.chars().collect::<Vec<_>>())
-                .chain(&chars[end..])
-                .collect(),
-        }
+        let Some((start, end)) = self.find(&chars, 0, work)? else { return Ok(value.to_owned()) };
+        let mut out: String = chars.iter().take(start).collect();
+        out.push_str(replacement);
+        out.extend(chars.iter().skip(end));
+        Ok(out)
     }
 
     /// Replaces every match; in the replacement `$0` stands for the match, other `$name` for nothing.
-    pub(super) fn replace_all(&self, value: &str, replacement: &str) -> String {
+    pub(super) fn replace_all(&self, value: &str, replacement: &str, work: &Work) -> Result<String, String> {
         let chars: Vec<char> = value.chars().collect();
         let (mut out, mut copied, mut from) = (String::new(), 0, 0);
         while from <= chars.len() {
-            let Some((start, end)) = self.find(&chars, from) else { break };
+            let Some((start, end)) = self.find(&chars, from, work)? else { break };
             out.extend(&chars[copied..start]);
             // An empty match right after the last one is not a match of its own.
             if end > copied || start == 0 {
                 let found: String = chars[start..end].iter().collect();
-                out.push_str(&fill(replacement, &found));
+                let filled = fill(replacement, &found, work)?;
+                out.push_str(&filled);
             }
             copied = end;
             from = end.max(from + 1);
         }
         out.extend(&chars[copied..]);
-        out
+        Ok(out)
     }
 
-    fn find(&self, text: &[char], from: usize) -> Option<(usize, usize)> {
-        (from..=text.len()).find_map(|start| Some((start, self.end(text, start, true)?)))
+    /// The leftmost match from `from` on, and of those that start there the longest.
+    ///
+    /// One pass: each position of the pattern knows the earliest start that leads to it.
+    fn find(&self, text: &[char], from: usize, work: &Work) -> Result<Option<(usize, usize)>, String> {
+        let last = self.tokens.len();
+        let mut open: Vec<Option<usize>> = vec![None; last + 1];
+        let mut next = open.clone();
+        let mut best: Option<(usize, usize)> = None;
+        for at in from..=text.len() {
+            if best.is_none() && open[0].is_none() {
+                open[0] = Some(at);
+            }
+            for (i, token) in self.tokens.iter().enumerate() {
+                if matches!(token, Token::Run) {
+                    open[i + 1] = earlier(open[i + 1], open[i]);
+                }
+            }
+            if let Some(start) = open[last]
+                && best.is_none_or(|(known, _)| start <= known)
+            {
+                best = Some((start, at));
+            }
+            if let Some((known, _)) = best {
+                open.iter_mut().for_each(|start| *start = start.filter(|&start| start <= known));
+                if open.iter().take(last).all(Option::is_none) {
+                    break;
+                }
+            }
+            let Some(&c) = text.get(at) else { break };
+            work.spend(open.len())?;
+            next.fill(None);
+            for (i, token) in self.tokens.iter().enumerate() {
+                let to = match token {
+                    Token::Char(want) if *want == c => i + 1,
+                    Token::One if c != '\n' => i + 1,
+                    Token::Run if c != '\n' => i,
+                    _ => continue,
+                };
+                next[to] = earlier(next[to], open[i]);
+            }
+            std::mem::swap(&mut open, &mut next);
+        }
+        Ok(best)
     }
 
-    /// Where a match that starts at `start` can end, at the latest or the earliest.
-    fn end(&self, text: &[char], start: usize, longest: bool) -> Option<usize> {
+    /// Where a match at the very start can end, at the latest or the earliest.
+    fn end(&self, text: &[char], longest: bool, work: &Work) -> Result<Option<usize>, String> {
         let mut reachable = vec![false; self.tokens.len() + 1];
         reachable[0] = true;
         self.skip_runs(&mut reachable);
-        let mut best = reachable[self.tokens.len()].then_some(start);
-        for (at, &c) in text.iter().enumerate().skip(start) {
+        let mut best = reachable[self.tokens.len()].then_some(0);
+        for (at, &c) in text.iter().enumerate() {
             if best.is_some() && !longest {
                 break;
             }
+            work.spend(reachable.len())?;
             let mut next = vec![false; reachable.len()];
             for (i, token) in self.tokens.iter().enumerate().filter(|&(i, _)| reachable[i]) {
                 match token {
@@ -124,7 +170,7 @@ impl Pattern {
                 best = Some(at + 1);
             }
         }
-        best
+        Ok(best)
     }
 
     fn skip_runs(&self, reachable: &mut [bool]) {
@@ -136,8 +182,17 @@ impl Pattern {
     }
 }
 
+/// The earlier of two starts, where there is one.
+fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
 /// Fills in a replacement template.
-fn fill(template: &str, found: &str) -> String {
+fn fill(template: &str, found: &str, work: &Work) -> Result<String, String> {
+    work.spend(template.len() + 1)?;
     let mut out = String::new();
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('$') {
@@ -160,10 +215,11 @@ fn fill(template: &str, found: &str) -> String {
             continue;
         }
         if name == "0" {
+            work.spend(found.len())?;
             out.push_str(found);
         }
         rest = after_name;
     }
     out.push_str(rest);
-    out
+    Ok(out)
 }

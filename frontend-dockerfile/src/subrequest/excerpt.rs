@@ -1,9 +1,7 @@
 use crate::source::{LineRange, SourceFile};
 
-/// Lines of a file around a place, with the place marked.
-pub(super) fn excerpt(file: &SourceFile, ranges: &[LineRange]) -> String {
-    let text = String::from_utf8_lossy(&file.data);
-    let lines: Vec<&str> = text.split('\n').collect();
+/// Lines of a file around a place, with the place marked. `lines` are those of the file.
+pub(super) fn excerpt(file: &SourceFile, lines: &[&str], ranges: &[LineRange]) -> String {
     let (Some(first), Some(last)) = (
         ranges.iter().map(|range| range.start).min(),
         ranges.iter().map(|range| range.end.max(range.start)).max(),

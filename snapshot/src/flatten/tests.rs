@@ -55,7 +55,8 @@ fn a_merged_run_shows_what_its_layers_show() {
             let store = OverlaySnapshotter::open(dir.path()).unwrap();
             let ids = ids(scripts.len());
             for (number, script) in scripts.iter().enumerate() {
-                let mount = store.prepare(&ids[number], &ids[..number]).await.unwrap();
+                store.prepare(&ids[number], ids[..number].last()).await.unwrap();
+                let mount = store.active_mount(&ids[number], &ids[..number]).await.unwrap();
                 scribble(mount.with_temp().unwrap().path(), script);
                 drop(mount);
                 store.commit(&ids[number]).await.unwrap();

@@ -12,16 +12,17 @@ use crate::snapshotter::{SnapshotId, Snapshotter};
 pub async fn lifecycle<S: Snapshotter>(open: impl Fn() -> S) {
     let store = open();
     let a = id("a");
-    let mount = store.prepare(&a, &[]).await.unwrap();
+    store.prepare(&a, None).await.unwrap();
+    let mount = store.active_mount(&a, &[]).await.unwrap();
     assert!(!mount.is_read_only());
     write(&mount, "file", "one");
-    exists(store.prepare(&a, &[]).await, &a);
+    exists(store.prepare(&a, None).await, &a);
     exists(store.staging(&a).await, &a);
     not_found(store.diff_dir(&a).await, &a);
     not_found(store.view(std::slice::from_ref(&a)).await, &a);
-    assert_eq!(store.active_mount(&a, &[]).await.unwrap(), mount);
 
     let store = open();
+    assert_eq!(store.active_mount(&a, &[]).await.unwrap(), mount);
     assert_eq!(store.list().await.unwrap(), std::slice::from_ref(&a));
     let usage = store.commit(&a).await.unwrap();
     assert_eq!(usage.inodes, 1);
@@ -29,7 +30,7 @@ pub async fn lifecycle<S: Snapshotter>(open: impl Fn() -> S) {
     assert_eq!(store.usage(&a).await.unwrap(), usage);
     not_found(store.commit(&a).await, &a);
     not_found(store.active_mount(&a, &[]).await, &a);
-    exists(store.prepare(&a, &[]).await, &a);
+    exists(store.prepare(&a, None).await, &a);
     assert_eq!(tree(&store.diff_dir(&a).await.unwrap()), files(&[("file", "one")]));
     let view = store.view(std::slice::from_ref(&a)).await.unwrap();
     assert!(view.is_read_only());
@@ -67,14 +68,15 @@ pub async fn lifecycle<S: Snapshotter>(open: impl Fn() -> S) {
         assert!(!store.exists(snapshot).await.unwrap());
         not_found(store.usage(snapshot).await, snapshot);
     }
-    not_found(store.prepare(&id("c"), std::slice::from_ref(&a)).await, &a);
+    not_found(store.prepare(&id("c"), Some(&a)).await, &a);
     assert!(store.list().await.unwrap().is_empty());
 }
 
 /// Checks stacking: contracts 2 and 3. Needs what mounting needs.
 pub async fn stacking(store: &dyn Snapshotter) {
     let (a, b, c) = (id("a"), id("b"), id("c"));
-    let bottom = store.prepare(&a, &[]).await.unwrap();
+    store.prepare(&a, None).await.unwrap();
+    let bottom = store.active_mount(&a, &[]).await.unwrap();
     write(&bottom, "kept", "a");
     write(&bottom, "changed", "a");
     write(&bottom, "gone", "a");
@@ -82,7 +84,8 @@ pub async fn stacking(store: &dyn Snapshotter) {
     store.commit(&a).await.unwrap();
 
     let lowers = [a.clone()];
-    let mount = store.prepare(&b, &lowers).await.unwrap();
+    store.prepare(&b, lowers.last()).await.unwrap();
+    let mount = store.active_mount(&b, &lowers).await.unwrap();
     {
         let mounted = mount.with_temp().unwrap();
         let path = mounted.path();
@@ -110,7 +113,8 @@ pub async fn stacking(store: &dyn Snapshotter) {
     assert_eq!(tree(&store.diff_dir(&a).await.unwrap()).len(), 4, "the lower layer is untouched");
     drop(mounted);
 
-    let mount = store.prepare(&c, &stack).await.unwrap();
+    store.prepare(&c, stack.last()).await.unwrap();
+    let mount = store.active_mount(&c, &stack).await.unwrap();
     assert_eq!(tree(mount.with_temp().unwrap().path()), files(&both));
     store.commit(&c).await.unwrap();
     assert_eq!(store.usage(&c).await.unwrap().inodes, 0);
@@ -118,8 +122,11 @@ pub async fn stacking(store: &dyn Snapshotter) {
     let turned = store.view(&[b.clone(), a.clone()]).await.unwrap();
     let shown = tree(turned.with_temp().unwrap().path());
     assert_eq!(shown.get("changed").map(String::as_str), Some("a"));
+    let d = id("d");
+    store.prepare(&d, stack.last()).await.unwrap();
     store.remove(&a).await.unwrap();
     not_found(store.view(&stack).await, &a);
+    not_found(store.active_mount(&d, &stack).await, &a);
 }
 
 fn id(text: &str) -> SnapshotId {

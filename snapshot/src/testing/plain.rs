@@ -72,9 +72,9 @@ impl Snapshotter for PlainSnapshotter {
         "plain"
     }
 
-    async fn prepare(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {
-        self.check(lowers)?;
-        Ok(Mount::Bind { source: self.make("active", id)?, read_only: false })
+    async fn prepare(&self, id: &SnapshotId, top: Option<&SnapshotId>) -> Result<()> {
+        self.check(top.map(std::slice::from_ref).unwrap_or_default())?;
+        self.make("active", id).map(drop)
     }
 
     async fn active_mount(&self, id: &SnapshotId, lowers: &[SnapshotId]) -> Result<Mount> {

@@ -10,7 +10,7 @@ use crate::driver::limits::Measured;
 use crate::driver::{Shared, State};
 use crate::error::{Error, OpError, Result};
 use crate::key::KeyId;
-use crate::keys::{Lookup, NewKey};
+use crate::keys::{Asked, Lookup, NewKey};
 use crate::op::OpContext;
 use crate::reason::{Memo, RunFacts, Study, study};
 use crate::scheduler::{Call, Effect, Event, Found, Query, Reply, WorkId};
@@ -82,8 +82,8 @@ impl Shared {
                 done.unwrap_or_else(|_| (failed(OpError::failed("internal error: the step panicked")), None));
             let later = {
                 let mut state = shared.lock();
-                if let Some(watch) = state.works.get_mut(&work).filter(|_| study.is_some()) {
-                    watch.study = study;
+                if let Some(study) = study {
+                    state.studied(work, study);
                 }
                 let later = shared.apply(&mut state, Event::Done { work, reply });
                 if simple {
@@ -141,21 +141,28 @@ impl Shared {
     /// Does look-ups, those that follow from their answers, and then adds links, for which nobody waits.
     pub(super) async fn follow_up(self: &Arc<Self>, mut later: FollowUp) {
         let mut done = 0;
-        while let Some(query) = later.queries.pop_front() {
-            let imports = self.lock().imports_of(&query.jobs);
-            if !imports.is_empty() {
-                self.look_everywhere(query, imports);
-                continue;
+        while !later.queries.is_empty() {
+            let turn = later.queries.len().min(LOOKUPS_PER_TURN);
+            let mut here = Vec::with_capacity(turn);
+            for query in later.queries.drain(..turn) {
+                let imports = self.lock().imports_of(&query.jobs);
+                match imports.is_empty() {
+                    true => here.push(query),
+                    false => self.look_everywhere(query, imports),
+                }
             }
-            let found = self.find(&query);
+            let found = self.find_all(&here);
             {
                 let mut state = self.lock();
-                let next = self.apply(&mut state, Event::Queried { query: query.id, found });
-                later.queries.extend(next.queries);
-                later.links.extend(next.links);
+                for (query, found) in here.iter().zip(found) {
+                    let next = self.apply(&mut state, Event::Queried { query: query.id, found });
+                    later.queries.extend(next.queries);
+                    later.links.extend(next.links);
+                }
             }
-            done += 1;
-            if done % LOOKUPS_PER_TURN == 0 {
+            done += turn;
+            if done >= LOOKUPS_PER_TURN {
+                done = 0;
                 tokio::task::yield_now().await;
             }
         }
@@ -166,29 +173,51 @@ impl Shared {
         }
     }
 
-    /// Looks up. A store that panics fails the vertex, which would wait for ever otherwise.
-    fn find(&self, query: &Query) -> Result<Found> {
-        let found = catch_unwind(AssertUnwindSafe(|| find(&*self.keys, query)));
-        found.unwrap_or_else(|_| Err(Error::keys("look-up", "internal error: the store of keys panicked")))
+    /// Looks up. A store that panics fails the vertices, which would wait for ever otherwise.
+    fn find_all(&self, queries: &[Query]) -> Vec<Result<Found>> {
+        let find = |queries: &[Query]| {
+            let found = catch_unwind(AssertUnwindSafe(|| find_all(&*self.keys, queries)));
+            found
+                .unwrap_or_else(|_| Err(Error::keys("look-up", "internal error: the store of keys panicked")))
+        };
+        match find(queries) {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            Err(error) if queries.len() == 1 => vec![Err(error)],
+            // Only those fail that would have alone.
+            Err(_) => queries.iter().flat_map(|query| self.find_all(std::slice::from_ref(query))).collect(),
+        }
     }
 }
 
 /// Answers a look-up.
 pub(crate) fn find(keys: &dyn crate::keys::CacheKeys, query: &Query) -> Result<Found> {
-    let mut found = Found { keys: Vec::new(), reached: vec![false; query.deps.len()] };
-    for digest in &query.digests {
-        let Lookup { keys: ids, reached } = keys.query(&query.deps, digest, query.output)?;
-        for (all, reached) in found.reached.iter_mut().zip(reached) {
-            *all |= reached;
-        }
-        for id in ids {
-            if found.keys.iter().all(|(known, _)| *known != id) {
-                let records = if query.records { keys.records(&id)? } else { Vec::new() };
-                found.keys.push((id, records));
+    Ok(find_all(keys, std::slice::from_ref(query))?.pop().unwrap_or_default())
+}
+
+/// Answers look-ups.
+pub(crate) fn find_all(keys: &dyn crate::keys::CacheKeys, queries: &[Query]) -> Result<Vec<Found>> {
+    let mut asked = Vec::with_capacity(queries.len());
+    for Query { deps, digests, output, .. } in queries {
+        asked.extend(digests.iter().map(|digest| Asked { deps, digest, output: *output }));
+    }
+    let mut lookups = keys.query_all(&asked)?.into_iter();
+    let mut all = Vec::with_capacity(queries.len());
+    for query in queries {
+        let mut found = Found { keys: Vec::new(), reached: vec![false; query.deps.len()] };
+        for Lookup { keys: ids, reached } in lookups.by_ref().take(query.digests.len()) {
+            for (all, reached) in found.reached.iter_mut().zip(reached) {
+                *all |= reached;
+            }
+            for id in ids {
+                if found.keys.iter().all(|(known, _)| *known != id) {
+                    let records = if query.records { keys.records(&id)? } else { Vec::new() };
+                    found.keys.push((id, records));
+                }
             }
         }
+        all.push(found);
     }
-    Ok(found)
+    Ok(all)
 }
 
 /// Returns how a call that ends without an answer is answered.

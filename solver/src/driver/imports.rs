@@ -17,7 +17,7 @@ use crate::scheduler::{Event, Found, JobId, Loaded, Query};
 
 /// The caches that a job has imported.
 #[derive(Default)]
-pub(super) struct Imports(Mutex<Known>);
+pub(crate) struct Imports(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
@@ -33,7 +33,7 @@ impl Imports {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn add(&self, source: Arc<dyn KeySource>) {
+    pub(crate) fn add(&self, source: Arc<dyn KeySource>) {
         self.lock().sources.push(source);
     }
 
@@ -130,7 +130,11 @@ impl fmt::Debug for Imports {
 }
 
 /// Answers a look-up out of all stores: the union of what they know.
-async fn find_everywhere(keys: &dyn CacheKeys, imports: &[Arc<Imports>], query: &Query) -> Result<Found> {
+pub(crate) async fn find_everywhere(
+    keys: &dyn CacheKeys,
+    imports: &[Arc<Imports>],
+    query: &Query,
+) -> Result<Found> {
     let asked = imports.iter().flat_map(|imports| imports.sources().into_iter().map(move |s| (imports, s)));
     let answers = join_all(asked.map(|(imports, source)| async move {
         let mut all = Lookup { keys: Vec::new(), reached: vec![false; query.deps.len()] };
@@ -174,12 +178,12 @@ fn united(inputs: usize, stores: &[Vec<bool>]) -> Vec<bool> {
 }
 
 impl State {
-    pub(super) fn imports_of(&self, jobs: &[JobId]) -> Vec<Arc<Imports>> {
+    pub(crate) fn imports_of(&self, jobs: &[JobId]) -> Vec<Arc<Imports>> {
         let jobs = jobs.iter().filter_map(|job| self.jobs.get(job));
         jobs.filter_map(|job| job.imports.clone()).collect()
     }
 
-    fn all_imports(&self) -> Vec<Arc<Imports>> {
+    pub(crate) fn all_imports(&self) -> Vec<Arc<Imports>> {
         self.jobs.values().filter_map(|job| job.imports.clone()).collect()
     }
 }
@@ -202,14 +206,23 @@ impl Shared {
     /// Opens a record of the solver's own store or of any job's imports.
     pub(super) async fn load(&self, record: &CacheRecord) -> Result<Option<Loaded>> {
         let imports = self.lock().all_imports();
-        for imports in imports {
-            if let Some((source, key)) = imports.source_of(&record.id) {
-                return Ok(imports.load(&*self.keys, &*source, key, record).await);
-            }
-        }
-        let loaded = self.keys.load(record).await?;
-        Ok(loaded.map(|result| Loaded { result, adopted: None }))
+        load_everywhere(&*self.keys, &imports, record).await
     }
+}
+
+/// Opens a record of `keys` or of an imported cache.
+pub(crate) async fn load_everywhere(
+    keys: &dyn CacheKeys,
+    imports: &[Arc<Imports>],
+    record: &CacheRecord,
+) -> Result<Option<Loaded>> {
+    for imports in imports {
+        if let Some((source, key)) = imports.source_of(&record.id) {
+            return Ok(imports.load(keys, &*source, key, record).await);
+        }
+    }
+    let loaded = keys.load(record).await?;
+    Ok(loaded.map(|result| Loaded { result, adopted: None }))
 }
 
 /// All stores of keys as one job sees them, for exports.

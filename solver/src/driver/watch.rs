@@ -13,7 +13,7 @@ use crate::error::OpError;
 use crate::op::{JobContext, OpContext, WaiterSet};
 use crate::outcome::Outcome;
 use crate::progress::{CANCELED, JobLog, VertexEvent, VertexProgress};
-use crate::reason::Study;
+use crate::reason::{Miss, Study};
 use crate::scheduler::{Completion, Effect, JobId, WorkId};
 use crate::vertex::{Graph, VertexDigest};
 
@@ -23,7 +23,7 @@ pub(crate) struct WatchedJob {
     pub(super) log: Arc<JobLog>,
     pub(super) limits: TimeLimits,
     /// The caches it has imported; none for most.
-    pub(super) imports: Option<Arc<Imports>>,
+    pub(crate) imports: Option<Arc<Imports>>,
     /// What is fixed of the events of each vertex.
     templates: HashMap<VertexDigest, VertexEvent>,
 }
@@ -202,6 +202,17 @@ impl State {
             event.cached = true;
             event.outcome = Some(outcome);
         });
+    }
+
+    /// Takes note of why a work had to run.
+    pub(crate) fn studied(&mut self, work: WorkId, mut study: Study) {
+        let Some(jobs) = self.works.get(&work).map(Watch::jobs) else { return };
+        if study.miss.as_deref() == Some(&Miss::New) && !self.imports_of(&jobs).is_empty() {
+            study.miss = Some(Arc::new(Miss::NotImported));
+        }
+        if let Some(watch) = self.works.get_mut(&work) {
+            watch.study = Some(study);
+        }
     }
 
     /// Loads have no watchers, so nothing else says when they are over.

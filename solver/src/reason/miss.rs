@@ -10,6 +10,9 @@ use crate::reason::memo::GoneWhy;
 pub enum Miss {
     /// Nothing like it has been recorded.
     New,
+    /// Nothing like it has been recorded here. The caches that its builds import do not have it; of what they have they
+    /// do not say what it was made of, so that there is nothing to compare with.
+    NotImported,
     /// Its keys hold in one session only: it has to be looked at in every build.
     Session,
     /// The same step is recorded, in every part.

@@ -65,6 +65,9 @@ pub(crate) async fn study(
     facts.name = clip(&facts.name, MAX_NAME);
     let mut fingerprint = op.fingerprint(cx).await;
     facts.fold_inputs(&mut fingerprint);
+    if fingerprint.kin().is_empty() {
+        fingerprint.set_kin(&place(&facts.name));
+    }
     let near = if facts.forced { None } else { find(keys, &facts, &fingerprint) };
     let mut memo_inputs = Vec::with_capacity(facts.inputs.len());
     for (index, input) in facts.inputs.iter().enumerate() {
@@ -138,6 +141,18 @@ async fn explain(
     }
     let remembered = near.remembered;
     Miss::Differs { name: remembered.memo.name, created_at: remembered.created_at, differences, further }
+}
+
+/// The place of a step in its stage, and what kind of step it is: `[build 3/7] RUN x` is at `build 3 RUN`. By it a step
+/// of which nothing else is left is found to be a version of what stood there. Empty for what stands nowhere.
+fn place(name: &str) -> String {
+    let Some((place, step)) = name.strip_prefix('[').and_then(|rest| rest.split_once("] ")) else {
+        return String::new();
+    };
+    let (Some((place, _)), Some(kind)) = (place.rsplit_once('/'), step.split_whitespace().next()) else {
+        return String::new();
+    };
+    format!("step {place} {kind}")
 }
 
 impl RunFacts {

@@ -77,6 +77,12 @@ impl Scheduler {
                 vertices[index].inputs.iter().for_each(|edge| needed[edge.vertex.0 as usize] = true);
             }
         }
+        let count = needed.iter().filter(|needed| **needed).count();
+        self.nodes.reserve(count);
+        self.shared.reserve(count);
+        if let Some(state) = self.jobs.get_mut(&job) {
+            state.nodes.reserve(count);
+        }
         let mut ids: Vec<Option<NodeId>> = vec![None; vertices.len()];
         let mut new = Vec::new();
         for (index, vertex) in vertices.iter().enumerate().filter(|(index, _)| needed[*index]) {

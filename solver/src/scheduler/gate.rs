@@ -103,13 +103,6 @@ impl Gate {
         self.turns.retain(|other| *other != job);
     }
 
-    /// The jobs that have something standing here.
-    #[cfg(any(test, feature = "testing"))]
-    pub(super) fn waiting(&self) -> Vec<JobId> {
-        let waiting = self.queues.iter().filter(|(_, queue)| !queue.is_empty());
-        waiting.map(|(job, _)| *job).collect()
-    }
-
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn is_empty(&self) -> bool {
         self.running == 0 && self.places.is_empty()

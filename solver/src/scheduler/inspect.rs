@@ -6,7 +6,7 @@ use crate::key::KeyDigest;
 use crate::keys::KeyAndSelector;
 use crate::op::Slot;
 use crate::scheduler::node::{NodeId, Who};
-use crate::scheduler::work::{Kind, Phase};
+use crate::scheduler::work::{Kind, Phase, Work};
 use crate::scheduler::{Asker, JobId, QueryId, Scheduler, WorkId};
 use crate::vertex::OutputIndex;
 
@@ -43,9 +43,16 @@ impl Scheduler {
         waiters.iter().filter_map(|waiting| Some(self.nodes.get(waiting.node)?.job)).collect()
     }
 
-    /// Returns the jobs that have something standing before the gate of processes.
+    /// Returns the jobs that wait for something before the gate of processes, whatever the gate says.
     pub(crate) fn before_gate(&self) -> Vec<JobId> {
-        self.processes.waiting()
+        let process = |work: &&Work| {
+            work.phase == Phase::Queued
+                && matches!(&work.kind, Kind::Exec(exec) if exec.slot() == Slot::Process)
+        };
+        let mut jobs: Vec<JobId> = self.works.values().filter(process).flat_map(Work::jobs).collect();
+        jobs.sort_unstable();
+        jobs.dedup();
+        jobs
     }
 
     /// Returns all work that an open build waits for, by whatever chain of vertices, or that is being saved.

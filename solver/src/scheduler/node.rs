@@ -283,6 +283,11 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
+    /// Makes room for so many more.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.nodes.reserve(count.saturating_sub(self.free.len()));
+    }
+
     pub(super) fn insert(&mut self, node: Node) -> NodeId {
         if let Some(index) = self.free.pop() {
             self.nodes[index] = Some(node);

@@ -54,6 +54,16 @@ impl MemorySource {
         (self.asked.load(Ordering::SeqCst), self.loaded.load(Ordering::SeqCst))
     }
 
+    /// Returns whether a record's result is there.
+    pub fn has(&self, record: &RecordId) -> bool {
+        self.split(record).is_some_and(|(_, record)| self.keys.has(&record))
+    }
+
+    /// Takes note that a result it has lent is gone.
+    pub fn lose(&self, result: &ResultRef) {
+        self.keys.drop_results(|other| other.is_some_and(|other| Arc::ptr_eq(other, result)));
+    }
+
     /// Finds our name for a key of the store behind.
     fn theirs(&self, key: &KeyId) -> KeyId {
         match key.as_str().strip_prefix('k').and_then(|number| number.parse().ok()) {

@@ -12,6 +12,8 @@ use super::payload::Payload;
 
 const MIB: f64 = (1 << 20) as f64;
 const LAYERS: usize = 8;
+/// Layers of the merge that is measured.
+const MERGED: usize = 30;
 
 /// The registry and the directory of all contexts. Dropped, both are gone.
 #[derive(Debug)]
@@ -160,6 +162,14 @@ impl Lab {
             .context("failed to make the large image")?;
         fs::remove_dir_all(self.context("large-image"))?;
         self.write("pull-large", &format!("FROM {image}\nRUN true\n"))
+    }
+
+    /// 30 layers with 100 000 files in all: each alone, merged, and read from the merge.
+    pub(super) fn make_layers(&mut self) -> Result<()> {
+        let files = usize::try_from(self.scaled(100_000.0 / MERGED as f64))?;
+        self.write_graph("merge30-layers", Graph::Unmerged(MERGED, files))?;
+        self.write_graph("merge30", Graph::Layers(MERGED, files))?;
+        self.write_graph("merge30-read", Graph::ReadMerged(MERGED, files))
     }
 
     fn write(&self, context: &str, dockerfile: &str) -> Result<()> {

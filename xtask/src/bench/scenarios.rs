@@ -42,6 +42,9 @@ pub(super) struct Step {
 pub(super) enum Unit {
     Seconds,
     Mebibytes,
+    /// Seconds for each of the so many vertices of a graph.
+    SecondsPerVertex,
+    Inodes,
 }
 
 impl Unit {
@@ -52,6 +55,8 @@ impl Unit {
             Self::Seconds if value < 1.0 => format!("{:.1} ms", value * 1e3),
             Self::Seconds => format!("{value:.2} s"),
             Self::Mebibytes => format!("{value:.1} MiB"),
+            Self::SecondsPerVertex => format!("{:.1} us", value * 1e6),
+            Self::Inodes => format!("{value:.0}"),
         }
     }
 }
@@ -117,6 +122,29 @@ macro_rules! cost_group {
                     name: $collect,
                     unit: Unit::Seconds,
                     measure: |stage| stage.catalogue_costs($records).map(|costs| costs[2]),
+                },
+            ],
+        }
+    };
+}
+
+/// A graph solved from nothing, and again: what each of its vertices costs.
+macro_rules! linear_group {
+    ($cold:literal, $graph:expr, $vertices:literal, $cached:literal) => {
+        Group {
+            peer: Peer::LeftOut("what it takes for whole graphs is measured already"),
+            prepare: |lab| lab.write_graph($cold, $graph),
+            setup: |_| Ok(()),
+            steps: &[
+                Step {
+                    name: $cold,
+                    unit: Unit::SecondsPerVertex,
+                    measure: |stage| Ok(stage.median_solve($cold, 1)? / $vertices),
+                },
+                Step {
+                    name: $cached,
+                    unit: Unit::SecondsPerVertex,
+                    measure: |stage| Ok(stage.median_solve($cold, REPEATS)? / $vertices),
                 },
             ],
         }
@@ -249,6 +277,42 @@ pub(super) const GROUPS: &[Group] = &[
     graph_group!(Peer::Able, "graph100", Graph::Forest(1), "graph100-cached"),
     graph_group!(Peer::MayFail, "graph1k", Graph::Forest(10), "graph1k-cached"),
     graph_group!(Peer::LeftOut(TOO_LARGE), "graph10k", Graph::Forest(101), "graph10k-cached"),
+    linear_group!("linear-chain10", Graph::Chain(10), 10.0, "linear-chain10-cached"),
+    linear_group!("linear-chain100", Graph::Chain(100), 100.0, "linear-chain100-cached"),
+    linear_group!("linear-chain1000", Graph::Chain(1000), 1000.0, "linear-chain1000-cached"),
+    linear_group!("linear-fan100", Graph::Fan(99), 100.0, "linear-fan100-cached"),
+    linear_group!("linear-fan1000", Graph::Fan(999), 1000.0, "linear-fan1000-cached"),
+    linear_group!("linear-fan10000", Graph::Fan(9_999), 10_000.0, "linear-fan10000-cached"),
+    Group {
+        peer: Peer::Able,
+        prepare: Lab::make_layers,
+        setup: |stage| stage.solve("merge30-layers", 1).map(drop),
+        steps: &[
+            Step {
+                name: "merge30",
+                unit: Unit::Seconds,
+                measure: |stage| {
+                    stage.note_disk()?;
+                    stage.median_solve("merge30", 1)
+                },
+            },
+            Step {
+                name: "merge30-written",
+                unit: Unit::Mebibytes,
+                measure: |stage| Ok(stage.written()?.mebibytes()),
+            },
+            Step {
+                name: "merge30-inodes",
+                unit: Unit::Inodes,
+                measure: |stage| Ok(stage.written()?.inodes as f64),
+            },
+            Step {
+                name: "merge30-read",
+                unit: Unit::Seconds,
+                measure: |stage| stage.median_solve("merge30-read", 1),
+            },
+        ],
+    },
     plan_group!("plan10k-wide", Graph::Fan(9_999), "plan10k-wide-memory"),
     plan_group!("plan10k-deep", Graph::Chain(9_999), "plan10k-deep-memory"),
     Group {

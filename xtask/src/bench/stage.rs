@@ -1,7 +1,11 @@
 //! One fresh daemon, and what is measured on it.
 
+use std::cell::Cell;
+use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -27,6 +31,39 @@ pub(super) struct Stage<'a> {
     binaries: &'a Binaries,
     daemon: Daemon,
     out: tempfile::TempDir,
+    noted: Cell<Disk>,
+}
+
+/// What a directory takes on its disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Disk {
+    pub(super) bytes: i64,
+    pub(super) inodes: i64,
+}
+
+impl Disk {
+    pub(super) fn mebibytes(self) -> f64 {
+        self.bytes as f64 / f64::from(1 << 20)
+    }
+
+    /// Of all that is below a directory; what is linked twice counts once.
+    fn of(dir: &Path) -> Result<Self> {
+        let (mut disk, mut seen, mut dirs) = (Self::default(), HashSet::new(), vec![dir.to_owned()]);
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(&dir).with_context(|| format!("no directory `{}`", dir.display()))? {
+                let entry = entry?;
+                let meta = entry.metadata()?;
+                if seen.insert((meta.dev(), meta.ino())) {
+                    disk.bytes += meta.blocks() as i64 * 512;
+                    disk.inodes += 1;
+                }
+                if meta.is_dir() {
+                    dirs.push(entry.path());
+                }
+            }
+        }
+        Ok(disk)
+    }
 }
 
 impl<'a> Stage<'a> {
@@ -37,7 +74,8 @@ impl<'a> Stage<'a> {
         let args = ["--oci-worker=true", "--containerd-worker=false"].map(String::from).to_vec();
         let start = Instant::now();
         let daemon = Daemon::start(binaries, DaemonOptions { args, ..DaemonOptions::default() })?;
-        Ok(Self { lab, startup: start.elapsed().as_secs_f64(), binaries, daemon, out })
+        let startup = start.elapsed().as_secs_f64();
+        Ok(Self { lab, startup, binaries, daemon, out, noted: Cell::default() })
     }
 
     /// Solves the lab's definition `name` so many times over one connection; the seconds of each.
@@ -146,6 +184,18 @@ impl<'a> Stage<'a> {
             tree.extend(children(pid));
         }
         Ok(kib as f64 / 1024.0)
+    }
+
+    /// Notes what the daemon's root takes on its disk, for [`Stage::written`].
+    pub(super) fn note_disk(&self) -> Result<()> {
+        self.noted.set(Disk::of(&self.daemon.root())?);
+        Ok(())
+    }
+
+    /// What it takes more than when it was noted.
+    pub(super) fn written(&self) -> Result<Disk> {
+        let (now, before) = (Disk::of(&self.daemon.root())?, self.noted.get());
+        Ok(Disk { bytes: now.bytes - before.bytes, inodes: now.inodes - before.inodes })
     }
 
     /// The most resident memory that the daemon ever had, in MiB.

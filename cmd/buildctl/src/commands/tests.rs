@@ -106,7 +106,6 @@ async fn mistakes() {
             1,
             "error: --source-policy-file is not supported yet\n",
         ),
-        ("build --frontend x --opt requestid=y", 1, "error: --opt requestid is not supported yet\n"),
         (
             "du --format {{.ID}}",
             1,

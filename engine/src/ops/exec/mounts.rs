@@ -144,7 +144,7 @@ impl<'a> StepMounts<'a> {
         }
         // One without output is written to and thrown away. A read-only root needs it for the mount points too.
         let mutable = self.new_mutable(mount, dest, input.as_ref()).await?;
-        let made = mutable.mount().await.map_err(OpError::failed).map_err(at(dest))?;
+        let made = mutable.mount().await.map_err(|e| lost_or_failed(e, mount)).map_err(at(dest))?;
         self.add(dest, mount.readonly, select(mount, dest, made));
         Ok(if wants_output { Prepared::Writable(mutable) } else { Prepared::Held(mutable) })
     }
@@ -152,7 +152,7 @@ impl<'a> StepMounts<'a> {
     async fn cache(&mut self, mount: &pb::Mount, dest: &str) -> Result<Prepared, OpError> {
         let input = self.input(mount)?;
         let cache = self.cache_dir(mount, dest, input.as_ref()).await?;
-        let made = cache.mount().await.map_err(OpError::failed).map_err(at(dest))?;
+        let made = cache.mount().await.map_err(|e| lost_or_failed(e, mount)).map_err(at(dest))?;
         self.add(dest, mount.readonly, select(mount, dest, made));
         let passed = mount.output >= 0 && input.is_some();
         Ok(if passed { Prepared::Passed(input) } else { Prepared::Held(cache) })
@@ -225,7 +225,7 @@ impl<'a> StepMounts<'a> {
         let options =
             RecordOptions::new(format!("mount {dest} from exec {}", self.op.args()), RecordType::Regular);
         let made = self.op.worker.cache.new_mutable(parent, options).await;
-        made.map_err(|e| common::lost_or_failed(e, usize::try_from(mount.input).ok())).map_err(at(dest))
+        made.map_err(|e| lost_or_failed(e, mount)).map_err(at(dest))
     }
 
     fn input(&self, mount: &pb::Mount) -> Result<Option<Ref>, OpError> {
@@ -260,6 +260,11 @@ fn select(mount: &pb::Mount, dest: &str, state: Mount) -> StepMount {
         "" | "/" => made,
         selector => made.select(selector),
     }
+}
+
+/// An error of the catalogue that concerns the input of a mount, if it has one.
+fn lost_or_failed(error: kiln_cache::Error, mount: &pb::Mount) -> OpError {
+    common::lost_or_failed(error, usize::try_from(mount.input).ok())
 }
 
 /// Says at which mount something failed. What follows from an error of another kind stays as it is.

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 
 use futures::FutureExt as _;
 
+use crate::driver::load_everywhere;
 use crate::error::OpError;
-use crate::keys::CacheKeys;
+use crate::keys::{CacheKeys, Origin};
 use crate::op::{ResultRef, Slot};
-use crate::scheduler::{Call, Event, JobId, Loaded, Reply, WorkId};
+use crate::scheduler::{Call, Event, JobId, Reply, WorkId};
 use crate::testing::memory_keys::MemoryKeys;
 use crate::testing::oracle::{context, now};
 use crate::testing::script::Value;
@@ -20,7 +21,7 @@ use crate::testing::simulation::{GONE, INJECTED, Session, Simulation, Step, UNLE
 const SLOW_PACE: u64 = 10;
 
 pub(super) struct Running {
-    call: Call,
+    pub(super) call: Call,
     cancelled: bool,
     /// For runs: what is computed.
     pub(super) text: Option<String>,
@@ -96,7 +97,7 @@ impl Simulation {
         };
         self.note(|| format!("  start {work:?} {} {}", name(&call), text.as_deref().unwrap_or("")));
         if matches!(call, Call::Exec { .. }) {
-            self.ledger.check_start(work, &self.state.scheduler, &self.keys)?;
+            self.ledger.check_start(work, &self.state.scheduler, |record| self.has(record))?;
             self.ledger.take_turn(work, &self.state.scheduler, before);
         }
         // A vertex that ignores the cache may run beside one that does not.
@@ -104,6 +105,7 @@ impl Simulation {
         if twice && self.disturbances.forced == 0 {
             return Err(format!("{text:?} runs twice at once"));
         }
+        self.check_room(&call)?;
         let borrows = match &call {
             Call::CacheMap { .. } => true,
             Call::Exec { op, .. } => op.slot() == Slot::Process,
@@ -128,6 +130,7 @@ impl Simulation {
             self.lost.push(Arc::clone(result));
         }
         self.keys.drop_results(|other| other.is_some_and(|other| Arc::ptr_eq(other, result)));
+        self.jobs.values().flat_map(|client| &client.caches).for_each(|cache| cache.lose(result));
         OpError::lost_input(input, GONE)
     }
 
@@ -173,8 +176,11 @@ impl Simulation {
                 let _ = self.keys.lost(result).now_or_never();
             }
             Call::Load { record } if !matches!(reply, Reply::Load(Err(_))) => {
-                let loaded = self.keys.load(record).now_or_never().unwrap_or(Ok(None));
-                reply = Reply::Load(loaded.map(|found| found.map(|result| Loaded { result, adopted: None })));
+                let imports = self.state.all_imports();
+                let loaded = load_everywhere(&self.keys, &imports, record).now_or_never().unwrap_or(Ok(None));
+                let imported = matches!(record.origin, Origin::Imported(_));
+                self.report.imported += usize::from(imported && matches!(loaded, Ok(Some(_))));
+                reply = Reply::Load(loaded);
             }
             // What was told to stop and ends well all the same is thrown away, unless somebody has come since.
             Call::Exec { .. } if !running.cancelled && matches!(reply, Reply::Exec(Ok(_))) => {
@@ -223,7 +229,9 @@ impl Simulation {
     /// Whether what has been made once is never made again.
     fn keeps_what_it_makes(&self) -> bool {
         let d = &self.disturbances;
+        // A source whose first key an import knows does without the second when nobody lends what that takes.
+        let fewer_keys = d.imports > 0 && d.deaths > 0;
         // What is asked for an output that it does not have runs again each time.
-        d.losses + d.prunes + d.forced + d.restarts + d.failing == 0
+        !fewer_keys && d.losses + d.prunes + d.forced + d.restarts + d.failing == 0
     }
 }

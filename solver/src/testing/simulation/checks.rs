@@ -1,14 +1,16 @@
 //! What has to be so at every step of a simulation, kept apart from what the scheduler itself keeps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::driver::find;
 use crate::keys::RecordId;
 use crate::op::Slot;
 use crate::scheduler::{Call, Effect, Event, Execution, JobId, Query, QueryId, Scheduler, WorkId};
 use crate::testing::memory_keys::MemoryKeys;
-use crate::testing::simulation::{Simulation, Step};
-use crate::vertex::{OutputIndex, VertexDigest};
+use crate::testing::oracle::Oracle;
+use crate::testing::simulation::{Disturbances, Simulation, Step};
+use crate::vertex::{Edge, Graph, OutputIndex, VertexDigest};
 
 /// What a simulation has seen.
 #[derive(Default)]
@@ -17,7 +19,7 @@ pub(super) struct Ledger {
     waiting: BTreeMap<WorkId, BTreeSet<(JobId, VertexDigest)>>,
     /// The results known when an execution came up and when it looked a last time, per output.
     known: HashMap<WorkId, HashMap<OutputIndex, HashSet<RecordId>>>,
-    runs: HashMap<String, usize>,
+    pub(super) runs: HashMap<String, usize>,
     /// How many executions of others passed the gate since a job had its turn.
     passed: BTreeMap<JobId, usize>,
     /// Jobs since the daemon's start.
@@ -76,14 +78,24 @@ impl Ledger {
         }
     }
 
+    /// Takes note of the results that imported caches offer to an execution.
+    pub(super) fn offered(&mut self, work: WorkId, output: OutputIndex, records: Vec<RecordId>) {
+        self.known.entry(work).or_default().entry(output).or_default().extend(records);
+    }
+
     /// Nothing starts whose result has been there at the last look-up and still is.
-    pub(super) fn check_start(&self, work: WorkId, scheduler: &Scheduler, keys: &MemoryKeys) -> Step {
+    pub(super) fn check_start(
+        &self,
+        work: WorkId,
+        scheduler: &Scheduler,
+        has: impl Fn(&RecordId) -> bool,
+    ) -> Step {
         let Some(execution) = scheduler.execution(work).filter(|execution| !execution.forced) else {
             return Ok(());
         };
         let there = |output: &OutputIndex| {
             let known = self.known.get(&work).and_then(|known| known.get(output));
-            known.is_some_and(|known| known.iter().any(|record| keys.has(record)))
+            known.is_some_and(|known| known.iter().any(&has))
         };
         if !execution.outputs.is_empty() && execution.outputs.iter().all(there) {
             return Err(format!("a lost hit: {work:?} runs though its results are there, {execution:?}"));
@@ -122,6 +134,52 @@ impl Ledger {
 }
 
 impl Simulation {
+    /// Where nothing goes wrong, what runs is what the naive evaluator runs for one build after the other, if that does
+    /// not depend on their order.
+    pub(super) fn check_executed(&mut self) -> Step {
+        if self.disturbances != (Disturbances { slow: self.disturbances.slow, ..Disturbances::default() }) {
+            return Ok(());
+        }
+        let runs = |builds: &mut dyn Iterator<Item = &(Arc<Graph>, Vec<Edge>)>| {
+            let keys = MemoryKeys::new();
+            let mut ran = BTreeSet::new();
+            for (graph, edges) in builds {
+                let mut oracle = Oracle::new(&keys, graph);
+                for edge in edges {
+                    oracle.complete(*edge).map_err(|error| format!("the naive evaluator fails: {error}"))?;
+                }
+                ran.extend(oracle.executed);
+            }
+            Ok::<_, String>(ran)
+        };
+        let want = runs(&mut self.built.iter())?;
+        if runs(&mut self.built.iter().rev())? != want {
+            return Ok(());
+        }
+        self.report.determined += 1;
+        let got: BTreeSet<_> = self.ledger.runs.keys().cloned().collect();
+        if got == want {
+            return Ok(());
+        }
+        let (needless, missing): (Vec<_>, Vec<_>) =
+            (got.difference(&want).collect(), want.difference(&got).collect());
+        Err(format!("runs {needless:?}, which need not run, and not {missing:?}, which have to"))
+    }
+
+    /// No more runs at once than the gates let pass.
+    pub(super) fn check_room(&self, call: &Call) -> Step {
+        let process = |call: &Call| matches!(call, Call::Exec { op, .. } if op.slot() == Slot::Process);
+        let running = self.calls.values().filter(|running| process(&running.call)).count();
+        if process(call) && running >= self.limits.processes {
+            return Err(format!(
+                "{} processes run at once, of {} allowed",
+                running + 1,
+                self.limits.processes
+            ));
+        }
+        Ok(())
+    }
+
     /// Nothing runs that no open build waits for, and whoever waits has been told so.
     pub(super) fn check_wanted(&self) -> Step {
         let wanted = self.state.scheduler.wanted_works();

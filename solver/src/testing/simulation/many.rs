@@ -65,5 +65,7 @@ impl Report {
         self.failures += other.failures;
         self.cancelled += other.cancelled;
         self.restarts += other.restarts;
+        self.imported += other.imported;
+        self.determined += other.determined;
     }
 }

@@ -2,6 +2,7 @@
 
 mod calls;
 mod checks;
+mod imported;
 mod many;
 mod story;
 
@@ -11,13 +12,14 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt as _;
 
-use crate::driver::{CachedResult, State, TimeLimits, WatchedJob, find};
+use crate::driver::{CachedResult, State, TimeLimits, WatchedJob};
 use crate::error::{OpError, SolveError};
 use crate::keys::CacheKeys;
 use crate::op::ResultRef;
 use crate::progress::{JobLog, ProgressStream};
 use crate::scheduler::{BuildId, Effect, Event, JobId, Limits, Query, WorkId};
 use crate::testing::memory_keys::MemoryKeys;
+use crate::testing::memory_source::MemorySource;
 use crate::testing::oracle::expected;
 use crate::testing::random::{GraphSpec, Rng};
 use crate::testing::script::Value;
@@ -64,13 +66,15 @@ pub struct Disturbances {
     pub forced: u64,
     /// A vertex fails each time.
     pub failing: u64,
+    /// A job has imported caches, which are slow if calls are.
+    pub imports: u64,
 }
 
 impl Disturbances {
     /// The mixture that belongs to a seed: each kind alone, several, all, none.
     pub fn of(seed: u64) -> Self {
         let none = Self::default();
-        match seed % 12 {
+        match seed % 15 {
             0 => none,
             1 => Self { slow: 30, ..none },
             2 => Self { cancels: 2, slow: 10, ..none },
@@ -82,6 +86,9 @@ impl Disturbances {
             8 => Self { forced: 15, ..none },
             9 => Self { cancels: 1, deaths: 1, restarts: 50, slow: 10, ..none },
             10 => Self { losses: 3, prunes: 1, cancels: 1, failures: 2, forced: 5, ..none },
+            11 => Self { imports: 60, ..none },
+            12 => Self { imports: 60, slow: 20, cancels: 1, ..none },
+            13 => Self { imports: 60, losses: 3, prunes: 1, failures: 2, failing: 2, restarts: 30, ..none },
             _ => Self {
                 cancels: 1,
                 deaths: 1,
@@ -93,6 +100,7 @@ impl Disturbances {
                 slow: 10,
                 forced: 8,
                 failing: 2,
+                imports: 20,
             },
         }
     }
@@ -113,6 +121,10 @@ pub struct Report {
     pub cancelled: usize,
     /// Restarts of the daemon.
     pub restarts: usize,
+    /// Results that came out of imported caches.
+    pub imported: usize,
+    /// Simulations in which what has to run was known beforehand, and ran.
+    pub determined: usize,
 }
 
 /// Runs two to five jobs with one to three builds each, and checks at every step what has to be so: nothing hangs,
@@ -160,6 +172,8 @@ struct Simulation {
     injected: bool,
     /// Results whose physical part is gone.
     lost: Vec<ResultRef>,
+    /// What was built, in the order in which it began.
+    built: Vec<(Arc<Graph>, Vec<Edge>)>,
     history: Option<Vec<String>>,
     report: Report,
 }
@@ -170,6 +184,7 @@ struct Client {
     lent: Arc<Session>,
     stories: Stories,
     expired: bool,
+    caches: Vec<Arc<MemorySource>>,
 }
 
 /// What a job lends.
@@ -209,6 +224,7 @@ impl Simulation {
             restarts_left,
             injected: false,
             lost: Vec::new(),
+            built: Vec::new(),
             history: None,
             report: Report::default(),
         }
@@ -224,6 +240,7 @@ impl Simulation {
                 self.planned.push((job, Arc::new(spec)));
             }
         }
+        self.import();
         while !(self.open.is_empty() && self.planned.is_empty()) {
             self.turn()?;
             if self.report.steps > MAX_STEPS {
@@ -242,7 +259,7 @@ impl Simulation {
         if !scheduler.is_empty() || !self.state.works.is_empty() {
             return Err(format!("left over: {scheduler:#?}"));
         }
-        Ok(())
+        self.check_executed()
     }
 
     /// Lets one thing happen.
@@ -293,7 +310,7 @@ impl Simulation {
         let stories = Stories::new(stream, self.disturbances.forced > 0);
         let watched = WatchedJob::new(lent.clone(), log, TimeLimits::default());
         self.state.jobs.insert(job, watched);
-        self.jobs.insert(job, Client { session, lent, stories, expired: false });
+        self.jobs.insert(job, Client { session, lent, stories, expired: false, caches: Vec::new() });
         self.ledger.jobs += 1;
         self.step(Event::JobOpened(job))?;
         Ok(job)
@@ -327,6 +344,7 @@ impl Simulation {
             })
             .collect();
         let build = BuildId(self.fresh_id());
+        self.built.push((Arc::clone(&graph), edges.clone()));
         let wanted = Wanted { job, spec, graph: Arc::clone(&graph), edges: edges.clone() };
         self.open.insert(build, wanted);
         self.step(Event::BuildWanted { job, build, graph, edges })
@@ -397,7 +415,12 @@ impl Simulation {
         let mut renamed = HashMap::new();
         for (job, client) in clients {
             // No session number is given twice.
-            renamed.insert(job, self.open_job(client.session + 10)?);
+            let new = self.open_job(client.session + 10)?;
+            renamed.insert(job, new);
+            if let Some(back) = self.jobs.get_mut(&new) {
+                back.caches = client.caches;
+            }
+            self.offer_caches(new);
         }
         for wanted in std::mem::take(&mut self.open).into_values() {
             self.planned.push((wanted.job, wanted.spec));
@@ -416,11 +439,17 @@ impl Simulation {
         }
         let next = self.rng.below(waiting);
         if next < self.queries.len() {
+            if self.is_held_up(next) {
+                self.report.steps += 1;
+                return Ok(());
+            }
             let query = self.queries.swap_remove(next);
+            let found = self.found(&query);
             if let Some(work) = self.state.scheduler.probed(query.id) {
                 self.ledger.probe(work, &self.state.scheduler, &self.keys);
+                let offered = found.as_ref().map(|found| self.offered(found)).unwrap_or_default();
+                self.ledger.offered(work, query.output, offered);
             }
-            let found = find(&self.keys, &query);
             return self.step(Event::Queried { query: query.id, found });
         }
         let Some(work) = self.calls.keys().nth(next - self.queries.len()).copied() else { return Ok(()) };

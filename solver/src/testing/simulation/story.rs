@@ -112,6 +112,10 @@ impl Stories {
             let Some(last) = last.filter(|last| last.completed.is_some()) else {
                 return Err(format!("`{}` has not ended, though its build has: {last:?}", vertex.name));
             };
+            let anew = matches!(last.outcome, None | Some(Outcome::Forced | Outcome::Shared));
+            if vertex.options.ignore_cache && !anew {
+                return Err(format!("`{}` ignores the cache, but ends with {:?}", vertex.name, last.outcome));
+            }
             if let Some(error) = &last.error {
                 return Err(format!("`{}` shows `{error}`, though its build succeeded", vertex.name));
             }
