@@ -136,18 +136,7 @@ mod tests {
     #[test]
     fn responses_are_bounded_whatever_is_large_in_them() {
         let text = "x".repeat(20_000);
-        let event = VertexEvent {
-            digest: vertex(),
-            inputs: Arc::from([]),
-            name: "".into(),
-            started: None,
-            completed: None,
-            cached: false,
-            error: None,
-            group: None,
-            outcome: None,
-            miss: None,
-        };
+        let event = VertexEvent::announced(vertex(), "");
         check("name", ProgressEvent::Vertex(VertexEvent { name: text.as_str().into(), ..event.clone() }));
         check("error", ProgressEvent::Vertex(VertexEvent { error: Some(text.clone()), ..event.clone() }));
         check(

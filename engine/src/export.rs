@@ -74,12 +74,15 @@ pub(crate) async fn export(
     Ok(BuildResponse { exporter_response: response })
 }
 
+/// An export into an image's own configuration: with what, and the keys of all results by id.
+type InlineOf = (InlineExport, Tools, Arc<BTreeMap<String, ResultKey>>);
+
 async fn one(
     state: &Arc<BuildState>,
     exporter: &Arc<dyn Exporter>,
     compatibility: Compatibility,
     source: Source,
-    inline: Option<(InlineExport, Tools, Arc<BTreeMap<String, ResultKey>>)>,
+    inline: Option<InlineOf>,
 ) -> Result<Exported> {
     let scope =
         state.job.vertex_scope(exporter.kind().vertex_name(), vertex(state, exporter), |cx| async move {

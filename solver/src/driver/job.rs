@@ -108,18 +108,8 @@ impl Job {
         E: fmt::Display,
     {
         let progress = VertexProgress::new();
-        let mut event = VertexEvent {
-            digest,
-            inputs: Arc::from([]),
-            name: Arc::from(name),
-            started: Some(SystemTime::now()),
-            completed: None,
-            cached: false,
-            error: None,
-            group: None,
-            outcome: None,
-            miss: None,
-        };
+        let mut event = VertexEvent::announced(digest, name);
+        event.started = Some(SystemTime::now());
         self.log.vertex(event.clone());
         progress.join(self.id.0, digest, &self.log);
         let waiters = WaiterSet::of([Arc::clone(&self.context)]);

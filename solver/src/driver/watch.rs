@@ -114,16 +114,9 @@ impl State {
         for vertex in vertices.iter().filter_map(|index| graph.vertices().get(*index as usize)) {
             let inputs = vertex.inputs.iter().filter_map(|edge| graph.get(edge.vertex));
             let event = VertexEvent {
-                digest: vertex.digest,
                 inputs: inputs.map(|input| input.digest).collect(),
-                name: Arc::from(vertex.name.as_str()),
-                started: None,
-                completed: None,
-                cached: false,
-                error: None,
                 group: vertex.options.progress_group.clone(),
-                outcome: None,
-                miss: None,
+                ..VertexEvent::announced(vertex.digest, &vertex.name)
             };
             job.templates.insert(vertex.digest, event.clone());
             announced.push(event);

@@ -63,6 +63,24 @@ pub struct VertexEvent {
     pub miss: Option<Arc<Miss>>,
 }
 
+impl VertexEvent {
+    /// A vertex of which nothing has happened yet, and which reads nothing.
+    pub fn announced(digest: VertexDigest, name: &str) -> Self {
+        Self {
+            digest,
+            inputs: Arc::from([]),
+            name: Arc::from(name),
+            started: None,
+            completed: None,
+            cached: false,
+            error: None,
+            group: None,
+            outcome: None,
+            miss: None,
+        }
+    }
+}
+
 /// How far part of a vertex is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusEvent {

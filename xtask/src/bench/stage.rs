@@ -95,7 +95,7 @@ impl<'a> Stage<'a> {
             .and_then(middle)
     }
 
-    /// Seconds from sending the lab's definition `name` until the client hears that its first step has started.
+    /// Seconds from sending the lab's definition `name` until the daemon starts its first step, as the daemon says.
     pub(super) fn plan(&self, name: &str) -> Result<f64> {
         self.measure(&["--until-started"], &[self.lab.definition(name).as_os_str()]).and_then(middle)
     }
