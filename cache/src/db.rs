@@ -3,6 +3,7 @@
 //! A write is a closure that runs in one transaction on the writer's thread, in the order of submission. Once
 //! submitted it runs to its end even when whoever asked for it has gone, so a transaction is never half done.
 
+pub(crate) mod builds;
 pub(crate) mod bulk;
 pub(crate) mod check;
 pub(crate) mod keys;

@@ -7,6 +7,7 @@
 //! - [`Ref`] is a counted lease on an immutable state, [`MutableRef`] a directory that is being written to.
 //! - [`Ref::mount`] fetches and unpacks lazy layers through a [`BlobProvider`].
 //! - [`ContentSelector`] and [`Ref::content_digest`]: checksums of parts of a tree.
+//! - [`BuildRecord`]: what is known of builds that have ended.
 //! - [`UsageRecord`], [`PruneOptions`], [`GcPolicy`]: disk usage and what is removed.
 //!
 //! This crate knows nothing of LLB ops, sessions or registries.
@@ -16,6 +17,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod builds;
 mod check;
 mod compare;
 mod contenthash;
@@ -43,6 +45,7 @@ mod unpack;
 mod usage;
 mod verify;
 
+pub use crate::builds::{BuildRecord, BuildRetention};
 pub use crate::check::{CheckOptions, CheckSummary, Fault, Finding, Gravity};
 pub use crate::contenthash::{
     ChangeLog, ContentChange, ContentHeader, ContentSelector, EntryKind, ListingChange, nil_content_digest,

@@ -12,10 +12,11 @@ use kiln_api::control::{
     InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse,
     StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UpdateBuildHistoryResponse, UsageRecord,
 };
+use kiln_api::content::content_server::ContentServer;
 use kiln_api::gateway::llb_bridge_server::LlbBridgeServer;
 use kiln_api::kiln::catalogue_server::CatalogueServer;
 use kiln_api::types::BuildkitVersion;
-use kiln_cache::{GcPolicy, PruneOptions, UsageQuery};
+use kiln_cache::{BuildRetention, GcPolicy, PruneOptions, UsageQuery};
 use kiln_engine::{BuildRequest, CacheSpec, Engine, ExporterSpec};
 use kiln_session::SessionStream;
 use tokio::sync::mpsc;
@@ -23,8 +24,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::blobs::Blobs;
 use crate::catalogue::Catalogue;
 use crate::gateway::Gateway;
+use crate::history::History;
 use crate::{convert, errors, status};
 
 /// Requests are at most this large. That is four times what the reference takes, for definitions: the largest that is
@@ -47,6 +50,7 @@ const COMPATIBILITY: [i64; 3] = [10, 20, 30];
 pub struct Control {
     engine: Engine,
     options: Arc<ControlOptions>,
+    history: History,
     tasks: TaskTracker,
 }
 
@@ -60,12 +64,16 @@ pub struct ControlOptions {
     pub version: Version,
     /// Policies of the garbage collector, as listed with the worker.
     pub gc_policies: Vec<GcPolicy>,
+    /// Which records of builds stay.
+    pub retention: BuildRetention,
 }
 
 impl Control {
     /// Services over `engine`.
     pub fn new(engine: Engine, options: ControlOptions) -> Self {
-        Self { engine, options: Arc::new(options), tasks: TaskTracker::new() }
+        let tasks = TaskTracker::new();
+        let history = History::new(engine.clone(), options.retention, tasks.clone());
+        Self { engine, options: Arc::new(options), history, tasks }
     }
 
     /// The control service.
@@ -87,7 +95,25 @@ impl Control {
         CatalogueServer::new(Catalogue::new(self.engine.worker().cache.clone(), self.tasks.clone()))
     }
 
-    /// Waits for the streams that are still open.
+    /// The content service, by which clients read blobs.
+    pub fn content_server(&self) -> ContentServer<Blobs> {
+        ContentServer::new(Blobs::new(self.engine.worker().content.clone(), self.tasks.clone()))
+    }
+
+    /// Removes the records of builds that do not stay. For the daemon's housekeeping.
+    ///
+    /// # Errors
+    /// Those of the catalogue.
+    pub async fn expire_history(&self) -> kiln_cache::Result<()> {
+        self.history.expire().await
+    }
+
+    /// Ends the streams of those who wait for what builds do next.
+    pub fn end_listening(&self) {
+        self.history.close();
+    }
+
+    /// Waits for the streams that are still open, and for records of builds that are being written.
     pub async fn close(&self) {
         self.tasks.close();
         self.tasks.wait().await;
@@ -144,9 +170,16 @@ impl ControlService for Control {
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
-        let request = build_request(request.into_inner())?;
+        let request = request.into_inner();
+        let internal = request.internal;
+        let request = build_request(request)?;
         let id = request.id.clone();
-        match self.engine.build(request).await {
+        let recording = if internal { None } else { self.history.begin(&request) };
+        let outcome = self.engine.build(request).await;
+        if let Some(recording) = recording {
+            recording.ended(&outcome);
+        }
+        match outcome {
             Ok(response) => {
                 Ok(Response::new(SolveResponse { exporter_response: response.exporter_response }))
             }
@@ -160,6 +193,9 @@ impl ControlService for Control {
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
         let id = request.into_inner().r#ref;
+        if let Some(replayed) = self.history.replay(&id).await? {
+            return Ok(with_clock(ReceiverStream::new(replayed).boxed()));
+        }
         let mut events = tokio::time::timeout(JOB_WAIT, self.engine.progress(&id))
             .await
             .map_err(|_| Status::not_found(format!("no such job {id}")))?;
@@ -221,16 +257,18 @@ impl ControlService for Control {
 
     async fn listen_build_history(
         &self,
-        _request: Request<BuildHistoryRequest>,
+        request: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        Err(Status::unimplemented("build history is not supported yet"))
+        let events = self.history.listen(request.into_inner()).await?;
+        Ok(with_clock(ReceiverStream::new(events).boxed()))
     }
 
     async fn update_build_history(
         &self,
-        _request: Request<UpdateBuildHistoryRequest>,
+        request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        Err(Status::unimplemented("build history is not supported yet"))
+        self.history.update(request.into_inner()).await?;
+        Ok(Response::new(UpdateBuildHistoryResponse {}))
     }
 }
 

@@ -7,6 +7,7 @@ mod daemon;
 mod dockerfiles;
 mod errors;
 mod exporters;
+mod history;
 mod hostile;
 mod images;
 mod kiln;

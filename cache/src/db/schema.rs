@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::{Error, Result};
 
 /// Step `i` takes a database of version `i` to version `i + 1`. Released steps never change.
-const MIGRATIONS: &[&str] = &[V1, V2];
+const MIGRATIONS: &[&str] = &[V1, V2, V3];
 
 const V1: &str = "
 -- Small facts: boot id, clean shutdown, checkpoint, and what other parts of the engine keep by name.
@@ -186,6 +186,20 @@ CREATE TRIGGER ledger_remove AFTER DELETE ON records WHEN old.size IS NOT NULL B
     UPDATE meta SET value = value - old.size WHERE key = 'bytes';
     UPDATE meta SET value = value - coalesce(old.inodes, 0) WHERE key = 'inodes';
 END;
+";
+
+const V3: &str = "
+-- Builds that have ended. body is its writer's; blobs of a build are leased by `build ` and its id.
+CREATE TABLE builds (
+    id TEXT PRIMARY KEY,
+    created_at INTEGER NOT NULL,
+    completed_at INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    pinned INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX builds_by_start ON builds (created_at);
+CREATE INDEX builds_by_end ON builds (completed_at) WHERE pinned = 0;
 ";
 
 /// Brings the database to the newest version; refuses one from the future.

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use crate::support::{Fixture, check, digest, files, options, stores, write};
 
 const V1: &str = include_str!("../../testdata/format/v1.sql");
-const NEWEST: u32 = 2;
+const NEWEST: u32 = 3;
 
 fn version(database: &Path) -> u32 {
     let connection = Connection::open(database).unwrap();

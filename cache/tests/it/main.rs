@@ -1,6 +1,7 @@
 //! The catalogue through its public API, over real stores in temporary directories.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod builds;
 mod check;
 mod content;
 mod format;

@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connection::Connection;
 use crate::flags::{Flag, Kind, Parsed};
-use crate::{VERSION, build, cache, check, debug, dial, help};
+use crate::{VERSION, build, cache, check, debug, dial, help, monitor};
 
 /// A command.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,7 @@ pub(crate) enum Action {
     Workers,
     Info,
     Check,
+    Monitor,
     Logs,
     Control,
     Get,
@@ -150,7 +151,7 @@ pub(crate) const DEBUG_COMMANDS: &[Command] = &[
     Command::new(
         "monitor",
         "follow builds",
-        Action::NotYet,
+        Action::Monitor,
         &[
             Flag::new("completed", Kind::Bool, "also builds that have ended"),
             Flag::new("ref", Kind::Text, "only this build"),
@@ -317,6 +318,7 @@ pub(crate) async fn run(invocation: &Invocation, stop: &CancellationToken) -> Re
                     Action::Workers => debug::workers(&connection, parsed).await,
                     Action::Info => debug::info(&connection, parsed).await,
                     Action::Check => check::run(&connection, parsed).await,
+                    Action::Monitor => monitor::run(&connection, parsed).await,
                     Action::Control => debug::control(&connection, parsed).await,
                     Action::Get => debug::get(&connection, parsed).await,
                     Action::Histories => debug::histories(&connection, parsed).await,

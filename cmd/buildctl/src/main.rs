@@ -10,6 +10,7 @@ mod debug;
 mod dial;
 mod flags;
 mod help;
+mod monitor;
 
 use std::io::Write as _;
 use std::process::ExitCode;

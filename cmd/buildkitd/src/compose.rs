@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use kiln_cache::{CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions, Room};
+use kiln_cache::{BuildRetention, CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions, Room};
 use kiln_content::LocalStore;
 use kiln_control::{Control, ControlOptions, Version};
 use kiln_engine::{BuildLimits, Engine, Worker};
@@ -57,7 +57,7 @@ pub(crate) async fn serve(settings: Settings) -> Result<()> {
         tracing::info!("running server on {}", listener.name());
         servers.spawn(serve_one(listener, parts.control.clone(), settings.tls.clone(), stop.clone()));
     }
-    tasks.spawn(keep_house(parts.engine.clone(), parts.policies.clone(), stop.clone()));
+    tasks.spawn(keep_house(parts.control.clone(), parts.engine.clone(), parts.policies.clone(), stop.clone()));
     notify("READY=1");
 
     let mut outcome = Ok(());
@@ -70,6 +70,7 @@ pub(crate) async fn serve(settings: Settings) -> Result<()> {
     }
     notify("STOPPING=1");
     parts.engine.close().await;
+    parts.control.end_listening();
     parts.sessions.shutdown().await;
     let drained = tokio::time::timeout(DRAIN, async {
         while let Some(ended) = servers.join_next().await {
@@ -136,7 +137,9 @@ impl Parts {
             revision: "kiln".to_owned(),
             dockerfile_version: DOCKERFILE_VERSION.to_owned(),
         };
-        let control = Control::new(engine.clone(), ControlOptions { version, gc_policies: policies.clone() });
+        let retention = settings.history.map_or_else(BuildRetention::default, |(age, count)| BuildRetention { age, count });
+        let options = ControlOptions { version, gc_policies: policies.clone(), retention };
+        let control = Control::new(engine.clone(), options);
         Ok(Self { engine, control, cache, sessions, executor, policies })
     }
 }
@@ -303,7 +306,7 @@ fn configured(policy: &config::GcPolicy, size: u64) -> GcPolicy {
 }
 
 /// Collects garbage, if there are policies, and forgets what is kept for a while only.
-async fn keep_house(engine: Engine, policies: Vec<GcPolicy>, stop: CancellationToken) {
+async fn keep_house(control: Control, engine: Engine, policies: Vec<GcPolicy>, stop: CancellationToken) {
     let mut pause = GC_FIRST;
     loop {
         tokio::select! {
@@ -311,6 +314,9 @@ async fn keep_house(engine: Engine, policies: Vec<GcPolicy>, stop: CancellationT
             () = stop.cancelled() => return,
         }
         engine.expire();
+        if let Err(error) = control.expire_history().await {
+            tracing::warn!(%error, "old records of builds could not be removed");
+        }
         if policies.is_empty() {
             continue;
         }
@@ -372,6 +378,7 @@ async fn serve_one(
         .add_service(health_service)
         .add_service(control.control_server())
         .add_service(control.gateway_server())
+        .add_service(control.content_server())
         .add_service(control.catalogue_server());
     let stopped = stop.cancelled_owned();
     let (socket, _keep) = listener.split();

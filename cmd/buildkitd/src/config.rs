@@ -266,7 +266,6 @@ impl File {
         note(self.cdi.disabled == Some(false), "cdi.disabled");
         note(!self.cdi.spec_dirs.is_empty(), "cdi.specDirs");
         note(!self.cdi.auto_allowed.is_empty(), "cdi.autoAllowed");
-        note(self.history.is_some(), "history");
         note(self.cache.is_some(), "cache");
         note(self.system.platforms_cache_max_age.is_some(), "system.platformsCacheMaxAge");
         for (name, worker) in [("oci", &self.worker.oci), ("containerd", &self.worker.containerd)] {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
-use crate::config::{Dns, File, GcPolicy, Kiln, Registry, Worker};
+use crate::config::{Dns, File, GcPolicy, History, Kiln, Registry, Worker};
 use crate::units::{ConfigDuration, DiskSpace};
 
 /// Environment variable read by the daemon itself besides those that flags name.
@@ -58,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) hard_min_free_space: Option<DiskSpace>,
     pub(crate) hard_min_free_inodes: Option<DiskSpace>,
     pub(crate) limits: Limits,
+    /// Age and number of the records of builds that stay.
+    pub(crate) history: Option<(Duration, usize)>,
     /// Flags and keys that were given and change nothing yet.
     pub(crate) without_effect: Vec<String>,
 }
@@ -186,6 +188,7 @@ impl Settings {
             hard_min_free_space: file.kiln.hard_min_free_space,
             hard_min_free_inodes: file.kiln.hard_min_free_inodes,
             limits: limits(file.kiln)?,
+            history: file.history.map(history).transpose()?,
             without_effect,
         })
     }
@@ -245,6 +248,14 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
         bail!("proxy network provider is not available");
     }
     Ok(())
+}
+
+/// Where the table is there, a key that is left out is zero.
+fn history(history: History) -> Result<(Duration, usize)> {
+    let count = history.max_entries.unwrap_or_default();
+    let count = usize::try_from(count)
+        .with_context(|| format!("history.maxEntries is {count}: use a number from 0 up"))?;
+    Ok((history.max_age.map(|age| age.0).unwrap_or_default(), count))
 }
 
 fn limits(kiln: Kiln) -> Result<Limits> {
