@@ -63,6 +63,8 @@ impl Unit {
 
 /// How often what takes milliseconds is repeated within a run.
 const REPEATS: usize = 15;
+/// How often what is to be slow once in a hundred times is.
+const MANY: usize = 400;
 const OTHER_CATALOGUE: &str = "its catalogue has another form";
 const TOO_LARGE: &str = "a graph of this size takes it minutes to hours";
 
@@ -320,6 +322,29 @@ pub(super) const GROUPS: &[Group] = &[
         prepare: |lab| lab.write_graph("pruned", Graph::Forest(10)),
         setup: |stage| stage.solve("pruned", 1).map(drop),
         steps: &[Step { name: "prune1k", unit: Unit::Seconds, measure: |stage| stage.prune() }],
+    },
+    Group {
+        peer: Peer::LeftOut("what counts is the ratio of the two"),
+        prepare: |lab| {
+            lab.write_graph("pruned5k", Graph::Forest(50))?;
+            lab.write_graph("beside", Graph::Chain(100))
+        },
+        setup: |stage| {
+            stage.solve("pruned5k", 1)?;
+            stage.solve("beside", 10).map(drop)
+        },
+        steps: &[
+            Step {
+                name: "p99",
+                unit: Unit::Seconds,
+                measure: |stage| stage.p99_solve("beside", MANY),
+            },
+            Step {
+                name: "p99-pruning",
+                unit: Unit::Seconds,
+                measure: |stage| stage.p99_solve_while_pruning("beside", "description~=/t[0-9]"),
+            },
+        ],
     },
     Group {
         peer: Peer::LeftOut(OTHER_CATALOGUE),

@@ -19,6 +19,8 @@ use super::lab::Lab;
 const BUILD_LIMIT: Duration = Duration::from_secs(300);
 /// How long a daemon has had nothing to do when its memory is read.
 const IDLE: Duration = Duration::from_secs(1);
+/// Solves between looks whether something else has ended.
+const AT_ONCE: usize = 25;
 /// When the collector has looked for the first time, which it does a second after the start.
 const FIRST_COLLECTION: Duration = Duration::from_secs(3);
 
@@ -86,6 +88,30 @@ impl<'a> Stage<'a> {
     /// The same, and the middle one of the seconds.
     pub(super) fn median_solve(&self, name: &str, times: usize) -> Result<f64> {
         self.solve(name, times).and_then(middle)
+    }
+
+    /// The same, and what all but one in a hundred of the seconds are below.
+    pub(super) fn p99_solve(&self, name: &str, times: usize) -> Result<f64> {
+        self.solve(name, times).and_then(p99)
+    }
+
+    /// The same, for solves beside a removal of all records that `filter` is about.
+    pub(super) fn p99_solve_while_pruning(&self, name: &str, filter: &str) -> Result<f64> {
+        let removed = self.out.path().join("removed");
+        let mut prune = self.daemon.buildctl();
+        prune.args(["prune", "--all", "--format={{json .}}", "--filter", filter]);
+        let mut prune = prune.stdout(std::fs::File::create(&removed)?).spawn()?;
+        let mut all = Vec::new();
+        while prune.try_wait()?.is_none() {
+            all.extend(self.solve(name, AT_ONCE)?);
+        }
+        let status = prune.wait()?;
+        let count = std::fs::read_to_string(removed)?.lines().count();
+        eprintln!("{count} records pruned beside {} builds", all.len());
+        if !status.success() || count == 0 {
+            bail!("nothing was pruned: {status}");
+        }
+        p99(all)
     }
 
     /// Builds the lab's context `name` so many times over one connection; the middle one of the seconds of each.
@@ -228,6 +254,11 @@ fn children(pid: u32) -> Vec<u32> {
 fn middle(mut values: Vec<f64>) -> Result<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().context("the client measured nothing")
+}
+
+fn p99(mut values: Vec<f64>) -> Result<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() * 99 / 100).copied().context("the client measured nothing")
 }
 
 fn tail(text: &str) -> String {
