@@ -31,6 +31,8 @@ pub struct BlobInfo {
 /// 3. A dropped writer leaves nothing visible.
 /// 4. `delete` of an absent blob succeeds; an open file stays readable after `delete`.
 /// 5. A dropped future leaves the store as before the call or as after it, never in between.
+/// 6. A writer from `resume` that is dropped may leave what it has written to the next one for that digest, and to no
+///    other; one that failed to write or commit leaves nothing.
 #[async_trait]
 pub trait ContentStore: fmt::Debug + Send + Sync + 'static {
     /// Returns what is known of a blob, or `None` when it is absent.
@@ -48,6 +50,10 @@ pub trait ContentStore: fmt::Debug + Send + Sync + 'static {
 
     /// Starts a blob. With `expected`, writing more than its size fails at once and `commit` checks both.
     async fn writer(&self, expected: Option<&Descriptor>) -> Result<Box<dyn BlobWriter>>;
+
+    /// Starts a blob as `writer` does, or goes on with what an earlier writer from here has left: `written` tells how much
+    /// there is, which may be wrong, as `commit` will tell.
+    async fn resume(&self, expected: &Descriptor) -> Result<Box<dyn BlobWriter>>;
 
     /// Removes a blob.
     async fn delete(&self, digest: &Digest) -> Result<()>;
