@@ -142,6 +142,37 @@ fn what_the_stores_lose_is_a_miss() -> Result<()> {
 }
 
 #[test]
+fn native_snapshots_are_as_good() -> Result<()> {
+    let overlay = Site::new(FILES)?;
+    let args = vec!["--oci-worker-snapshotter=native".to_owned()];
+    let mut native = Site::with_options(FILES, DaemonOptions { args, ..DaemonOptions::default() })?;
+    for (site, name) in [(&overlay, "overlayfs"), (&native, "native")] {
+        let workers = site.daemon.run(&["debug", "workers", "--verbose"])?.success()?.stdout;
+        check_contains(&workers, &[&format!("worker.snapshotter:\t{name}")]);
+    }
+    let tree = native.local(&[])?.tree()?;
+    assert_eq!(tree, overlay.local(&[])?.tree()?);
+    let layers = |site: &Site| -> Result<Vec<String>> {
+        let config = site.image(&["--opt=build-arg:SOURCE_DATE_EPOCH=0"])?.config()?;
+        let ids = config["rootfs"]["diff_ids"].as_array().context("no layers")?.clone();
+        Ok(ids.iter().map(ToString::to_string).collect())
+    };
+    assert_eq!(layers(&native)?.len(), layers(&overlay)?.len());
+    for lost in snapshots(&native)?.iter().step_by(2) {
+        std::fs::remove_dir_all(lost)?;
+    }
+    assert_eq!(native.local(&[])?.tree()?, tree);
+    native.daemon.stop()?;
+    native.daemon.restart()?;
+    let again = native.local(&[])?;
+    assert_eq!(again.tree()?, tree);
+    crate::support::check_outcomes(&again.log, &[("RUN cat /d/*", "CACHED")]);
+    fsck(&native, &["--digests"])?.success()?;
+    assert!(!native.daemon.log().contains("panicked"), "{}", native.daemon.log());
+    Ok(())
+}
+
+#[test]
 fn a_check_reports_and_repairs() -> Result<()> {
     let mut site = Site::new(FILES)?;
     let tree = site.local(&[])?.tree()?;

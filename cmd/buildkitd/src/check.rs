@@ -13,7 +13,7 @@ const FINDINGS: usize = 16;
 /// Compares, reading every blob, and prints; an error if more than litter is left.
 pub(crate) async fn run(settings: &Settings, repair: bool) -> Result<()> {
     let _lock = lock(&settings.root)?;
-    let (cache, _content) = open_cache(settings, &settings.root.join("kiln")).await?;
+    let cache = open_cache(settings, &settings.root.join("kiln")).await?.cache;
     let (tell, told) = mpsc::channel(FINDINGS);
     let (summary, left) =
         tokio::join!(cache.check(CheckOptions { digests: true, repair }, tell), print(told));

@@ -16,7 +16,7 @@ use kiln_frontend_dockerfile::DockerfileFrontend;
 use kiln_llb::pb;
 use kiln_registry::{Config, HostConfig, KeyPair, Registry};
 use kiln_session::Sessions;
-use kiln_snapshot::OverlaySnapshotter;
+use kiln_snapshot::{NativeSnapshotter, OverlaySnapshotter, Snapshotter};
 use kiln_solver::SolverOptions;
 use kiln_worker_runc::{RuncExecutor, RuncOptions};
 use rustix::fs::FlockOperation;
@@ -27,7 +27,7 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::listen::{self, Listener, Socket};
 use crate::notify::notify;
-use crate::settings::{NetworkMode, Settings};
+use crate::settings::{NetworkMode, Settings, SnapshotterChoice};
 use crate::units::DiskSpace;
 use crate::{PACKAGE, VERSION, config, signals};
 
@@ -105,14 +105,14 @@ impl Parts {
         let scratch = state.join("scratch");
         std::fs::create_dir_all(&scratch)
             .with_context(|| format!("failed to make `{}`", scratch.display()))?;
-        let (cache, content) = open_cache(settings, &state).await?;
+        let Stores { cache, content, snapshotter } = open_cache(settings, &state).await?;
         let executor = open_executor(settings, &state).await?;
         let sessions = Sessions::new();
         let registry = Registry::new(registry_config(settings)?);
         let id = worker_id(&state)?;
         let worker = Worker {
             id,
-            labels: labels(settings, &executor),
+            labels: labels(settings, snapshotter, &executor),
             platforms: platforms(settings)?,
             cache: cache.clone(),
             content,
@@ -144,14 +144,42 @@ impl Parts {
     }
 }
 
+/// The catalogue, and its stores.
+pub(crate) struct Stores {
+    pub(crate) cache: CacheManager,
+    content: Arc<LocalStore>,
+    snapshotter: &'static str,
+}
+
 /// Opens the catalogue and its stores below `state`.
-pub(crate) async fn open_cache(settings: &Settings, state: &Path) -> Result<(CacheManager, Arc<LocalStore>)> {
-    let snapshotter = Arc::new(OverlaySnapshotter::open(state.join("snapshots"))?);
+pub(crate) async fn open_cache(settings: &Settings, state: &Path) -> Result<Stores> {
+    let snapshotter = open_snapshotter(settings.snapshotter, &state.join("snapshots"))?;
     let content = Arc::new(LocalStore::open(state.join("content"))?);
+    let name = snapshotter.name();
     let mut options = CacheOptions::new(state, snapshotter, content.clone());
     options.floor = floor(settings)?;
     let cache = CacheManager::open(options).await.context("failed to open the catalogue")?;
-    Ok((cache, content))
+    Ok(Stores { cache, content, snapshotter: name })
+}
+
+/// Opens the snapshots; which way they are stacked is found out where it was not said.
+fn open_snapshotter(choice: SnapshotterChoice, dir: &Path) -> Result<Arc<dyn Snapshotter>> {
+    std::fs::create_dir_all(dir).with_context(|| format!("failed to make `{}`", dir.display()))?;
+    let native = match choice {
+        SnapshotterChoice::Native => true,
+        SnapshotterChoice::Overlayfs => false,
+        SnapshotterChoice::Auto => match OverlaySnapshotter::works_at(dir) {
+            Ok(()) => false,
+            Err(error) => {
+                tracing::warn!(%error, "overlayfs cannot be used here: the snapshotter is `native`");
+                true
+            }
+        },
+    };
+    Ok(match native {
+        true => Arc::new(NativeSnapshotter::open(dir)?),
+        false => Arc::new(OverlaySnapshotter::open(dir)?),
+    })
 }
 
 async fn open_executor(settings: &Settings, state: &Path) -> Result<RuncExecutor> {
@@ -180,12 +208,12 @@ fn frontends(settings: &Settings) -> BTreeMap<String, Arc<dyn Frontend>> {
     frontends
 }
 
-fn labels(settings: &Settings, executor: &RuncExecutor) -> BTreeMap<String, String> {
+fn labels(settings: &Settings, snapshotter: &str, executor: &RuncExecutor) -> BTreeMap<String, String> {
     const PREFIX: &str = "org.mobyproject.buildkit.worker.";
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let own = [
         ("executor", "oci".to_owned()),
-        ("snapshotter", "overlayfs".to_owned()),
+        ("snapshotter", snapshotter.to_owned()),
         ("hostname", hostname),
         ("network", executor.network().to_owned()),
         ("oci.process-mode", "sandbox".to_owned()),

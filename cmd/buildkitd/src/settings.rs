@@ -30,6 +30,14 @@ pub(crate) enum NetworkMode {
     Host,
 }
 
+/// How snapshots are stacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SnapshotterChoice {
+    Auto,
+    Overlayfs,
+    Native,
+}
+
 /// Everything the composition in `main` needs, checked.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -45,6 +53,7 @@ pub(crate) struct Settings {
     pub(crate) platforms: Vec<String>,
     pub(crate) network: NetworkMode,
     pub(crate) runtime: Option<String>,
+    pub(crate) snapshotter: SnapshotterChoice,
     pub(crate) cgroup_parent: Option<String>,
     pub(crate) max_parallelism: Option<usize>,
     pub(crate) gc: bool,
@@ -174,6 +183,7 @@ impl Settings {
             worker_labels,
             platforms,
             network,
+            snapshotter: snapshotter(args, &oci)?,
             runtime: args.oci_worker_binary.clone().or(oci.binary.clone()),
             cgroup_parent: oci.default_cgroup_parent.clone(),
             max_parallelism,
@@ -191,6 +201,18 @@ impl Settings {
             history: file.history.map(history).transpose()?,
             without_effect,
         })
+    }
+}
+
+fn snapshotter(args: &Args, oci: &Worker) -> Result<SnapshotterChoice> {
+    match args.oci_worker_snapshotter.as_deref().or(oci.snapshotter.as_deref()).unwrap_or("auto") {
+        "auto" => Ok(SnapshotterChoice::Auto),
+        "overlayfs" => Ok(SnapshotterChoice::Overlayfs),
+        "native" => Ok(SnapshotterChoice::Native),
+        name @ ("fuse-overlayfs" | "stargz") => {
+            bail!("snapshotter `{name}` is not supported yet: use `auto`, `overlayfs` or `native`")
+        }
+        other => bail!("unknown snapshotter name: {other:?}"),
     }
 }
 
@@ -218,13 +240,6 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
     }
     if file.worker.containerd.enabled == Some(true) {
         bail!("the containerd worker is not supported yet: remove worker.containerd.enabled");
-    }
-    match args.oci_worker_snapshotter.as_deref().or(oci.snapshotter.as_deref()).unwrap_or("auto") {
-        "auto" | "overlayfs" => {}
-        name @ ("native" | "fuse-overlayfs" | "stargz") => {
-            bail!("snapshotter `{name}` is not supported yet: use `auto` or `overlayfs`")
-        }
-        other => bail!("unknown snapshotter name: {other:?}"),
     }
     if args.oci_worker_proxy_snapshotter_path.is_some() || oci.proxy_snapshotter_path.is_some() {
         bail!("external snapshotters (proxySnapshotterPath) are not supported yet");
