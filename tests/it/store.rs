@@ -148,7 +148,7 @@ fn native_snapshots_are_as_good() -> Result<()> {
     let mut native = Site::with_options(FILES, DaemonOptions { args, ..DaemonOptions::default() })?;
     for (site, name) in [(&overlay, "overlayfs"), (&native, "native")] {
         let workers = site.daemon.run(&["debug", "workers", "--verbose"])?.success()?.stdout;
-        check_contains(&workers, &[&format!("worker.snapshotter:\t{name}")]);
+        check_contains(&workers, &["worker.snapshotter:", name]);
     }
     let tree = native.local(&[])?.tree()?;
     assert_eq!(tree, overlay.local(&[])?.tree()?);
