@@ -47,8 +47,7 @@ impl CacheManager {
     /// # Errors
     /// Those of the database.
     pub async fn save_build(&self, build: BuildRecord, blobs: Vec<Digest>) -> Result<()> {
-        let freed =
-            self.0.db().write(move |transaction| builds::save(transaction, &build, &blobs)).await?;
+        let freed = self.0.db().write(move |transaction| builds::save(transaction, &build, &blobs)).await?;
         self.0.janitor.remove_blobs(freed);
         Ok(())
     }
@@ -97,8 +96,7 @@ impl CacheManager {
     pub async fn expire_builds(&self, retention: BuildRetention) -> Result<Vec<String>> {
         let now = SystemTime::now();
         let oldest = now.checked_sub(retention.age).unwrap_or(SystemTime::UNIX_EPOCH);
-        let expired =
-            self.0.db().read(|connection| builds::expired(connection, oldest, retention.count))?;
+        let expired = self.0.db().read(|connection| builds::expired(connection, oldest, retention.count))?;
         let mut removed = Vec::new();
         // One at a time, so that no build waits for the writer.
         for id in expired {

@@ -59,10 +59,7 @@ impl ContentService for Blobs {
         Ok(Response::new(InfoResponse { info: Some(info(&found)) }))
     }
 
-    async fn list(
-        &self,
-        request: Request<ListContentRequest>,
-    ) -> Result<Response<Self::ListStream>, Status> {
+    async fn list(&self, request: Request<ListContentRequest>) -> Result<Response<Self::ListStream>, Status> {
         if !request.into_inner().filters.is_empty() {
             return Err(Status::unimplemented("filters of content are not supported: list all of it"));
         }
@@ -74,10 +71,7 @@ impl ContentService for Blobs {
         Ok(Response::new(futures::stream::iter(answers).boxed()))
     }
 
-    async fn read(
-        &self,
-        request: Request<ReadContentRequest>,
-    ) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(&self, request: Request<ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let ReadContentRequest { digest, offset, size } = request.into_inner();
         let found = self.find(&digest).await?;
         let range = |what: &str, value: i64| {

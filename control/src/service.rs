@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt as _};
+use kiln_api::content::content_server::ContentServer;
 use kiln_api::control::control_server::{Control as ControlService, ControlServer};
 use kiln_api::control::{
     BuildHistoryEvent, BuildHistoryRequest, BytesMessage, DiskUsageRequest, DiskUsageResponse, InfoRequest,
     InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse,
     StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UpdateBuildHistoryResponse, UsageRecord,
 };
-use kiln_api::content::content_server::ContentServer;
 use kiln_api::gateway::llb_bridge_server::LlbBridgeServer;
 use kiln_api::kiln::catalogue_server::CatalogueServer;
 use kiln_api::types::BuildkitVersion;

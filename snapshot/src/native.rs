@@ -138,7 +138,8 @@ fn active_mount(places: &Places, id: &SnapshotId, lowers: &[SnapshotId]) -> Resu
         let made = put_together(&dirs, Some(&upper), &beside).and_then(|()| {
             let list = active.join(LOWERS);
             // Last, as its time tells what has changed since.
-            std::fs::write(&list, flatten::text(lowers)).map_err(|source| Error::io("write", &list, source))?;
+            std::fs::write(&list, flatten::text(lowers))
+                .map_err(|source| Error::io("write", &list, source))?;
             rustix::fs::rename(&beside, &whole).map_err(|errno| Error::io("rename", &beside, errno))
         });
         if let Err(error) = made {

@@ -49,8 +49,7 @@ impl OverlaySnapshotter {
     /// Why not.
     pub fn works_at(dir: &Path) -> Result<()> {
         let probe = dir.join(format!("probe-{}", std::process::id()));
-        let [lower, above, upper, work] =
-            ["lower", "above", "upper", "work"].map(|name| probe.join(name));
+        let [lower, above, upper, work] = ["lower", "above", "upper", "work"].map(|name| probe.join(name));
         let tried = make_dirs(&[&probe, &lower, &above, &upper]).and_then(|()| {
             let mount = Mount::Overlay { lowers: vec![lower, above], upper: Some((upper, work)) };
             let mounted = mount.with_temp()?;

@@ -133,7 +133,8 @@ fn records_are_pinned_and_removed() -> Result<()> {
     assert!(histories(&site)?.is_empty());
     // Nothing of them is left among the blobs.
     site.daemon.run(&["prune", "--all"])?.success()?;
-    let blobs = || std::fs::read_dir(site.daemon.root().join("kiln/content/blobs/sha256")).map(Iterator::count);
+    let blobs =
+        || std::fs::read_dir(site.daemon.root().join("kiln/content/blobs/sha256")).map(Iterator::count);
     wait_for("no log", LIMIT, None, || {
         let text = |entry: std::io::Result<std::fs::DirEntry>| {
             std::fs::read(entry.ok()?.path()).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())

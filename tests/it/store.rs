@@ -15,7 +15,7 @@ RUN --mount=type=cache,target=/c mkdir /d; for i in 1 2 3 4 5 6 7 8; do echo $i 
 RUN cat /d/* > /all && echo more > /d/9
 FROM $BASE AS b
 COPY files /files
-RUN cat /files/* > /sum
+RUN cat /files/[wxy] /files/z/z > /sum
 FROM scratch
 COPY --from=a /d /d
 COPY --from=a /all /all

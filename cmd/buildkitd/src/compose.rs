@@ -57,7 +57,12 @@ pub(crate) async fn serve(settings: Settings) -> Result<()> {
         tracing::info!("running server on {}", listener.name());
         servers.spawn(serve_one(listener, parts.control.clone(), settings.tls.clone(), stop.clone()));
     }
-    tasks.spawn(keep_house(parts.control.clone(), parts.engine.clone(), parts.policies.clone(), stop.clone()));
+    tasks.spawn(keep_house(
+        parts.control.clone(),
+        parts.engine.clone(),
+        parts.policies.clone(),
+        stop.clone(),
+    ));
     notify("READY=1");
 
     let mut outcome = Ok(());
@@ -137,7 +142,9 @@ impl Parts {
             revision: "kiln".to_owned(),
             dockerfile_version: DOCKERFILE_VERSION.to_owned(),
         };
-        let retention = settings.history.map_or_else(BuildRetention::default, |(age, count)| BuildRetention { age, count });
+        let retention = settings
+            .history
+            .map_or_else(BuildRetention::default, |(age, count)| BuildRetention { age, count });
         let options = ControlOptions { version, gc_policies: policies.clone(), retention };
         let control = Control::new(engine.clone(), options);
         Ok(Self { engine, control, cache, sessions, executor, policies })

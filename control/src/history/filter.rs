@@ -102,7 +102,8 @@ impl Condition {
             }
             Self::Duration { order, than } => {
                 let ended = time(record.completed_at.as_ref()).unwrap_or_else(SystemTime::now);
-                let took = time(record.created_at.as_ref()).and_then(|began| ended.duration_since(began).ok());
+                let took =
+                    time(record.created_at.as_ref()).and_then(|began| ended.duration_since(began).ok());
                 took.is_some_and(|took| order.holds(&took, than))
             }
         }

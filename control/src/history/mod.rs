@@ -107,7 +107,9 @@ impl History {
             r#ref: request.id.clone(),
             frontend: request.frontend.clone(),
             frontend_attrs: request.attrs.clone(),
-            exporters: exporters.map(|e| Exporter { r#type: e.kind.clone(), attrs: e.attrs.clone() }).collect(),
+            exporters: exporters
+                .map(|e| Exporter { r#type: e.kind.clone(), attrs: e.attrs.clone() })
+                .collect(),
             created_at: Some(timestamp(SystemTime::now())),
             ..BuildHistoryRecord::default()
         };
@@ -186,8 +188,7 @@ impl History {
     ) -> Result<mpsc::Receiver<Result<BuildHistoryEvent, Status>>, Status> {
         let limit = usize::try_from(request.limit)
             .map_err(|_| Status::invalid_argument(format!("invalid limit {}", request.limit)))?;
-        let filters =
-            Filters::parse(&request.filter, SystemTime::now()).map_err(Status::invalid_argument)?;
+        let filters = Filters::parse(&request.filter, SystemTime::now()).map_err(Status::invalid_argument)?;
         let listening = self.listening(&request.r#ref)?;
         // Told twice rather than not at all.
         let live = self.shared.events.subscribe();

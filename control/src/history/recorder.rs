@@ -283,10 +283,11 @@ async fn failure(
 }
 
 /// What the frontend said beside its result, as far as it is text.
-fn texts(metadata: &std::collections::BTreeMap<String, Vec<u8>>) -> std::collections::BTreeMap<String, String> {
-    let text = |(key, value): (&String, &Vec<u8>)| {
-        Some((key.clone(), std::str::from_utf8(value).ok()?.to_owned()))
-    };
+fn texts(
+    metadata: &std::collections::BTreeMap<String, Vec<u8>>,
+) -> std::collections::BTreeMap<String, String> {
+    let text =
+        |(key, value): (&String, &Vec<u8>)| Some((key.clone(), std::str::from_utf8(value).ok()?.to_owned()));
     metadata.iter().filter_map(text).collect()
 }
 

@@ -40,9 +40,8 @@ impl History {
         self.shared.tasks.spawn_blocking(move || {
             let mut file = io::BufReader::new(file);
             while let Some(message) = next(&mut file).transpose() {
-                let message = message.map_err(|error| {
-                    Status::data_loss(format!("the log of the build is damaged: {error}"))
-                });
+                let message = message
+                    .map_err(|error| Status::data_loss(format!("the log of the build is damaged: {error}")));
                 let last = message.is_err();
                 if send.blocking_send(message).is_err() || last {
                     return;

@@ -294,11 +294,9 @@ async fn a_stalled_transfer_goes_on_where_it_stopped() {
 async fn a_later_call_goes_on_where_an_earlier_one_gave_up() {
     let dir = tempfile::tempdir().unwrap();
     // What was received before is right, wrong, or all of it.
-    for (before, want) in [
-        (blob()[..80_000].to_vec(), vec![80_000]),
-        (vec![7; 80_000], vec![80_000, 0]),
-        (blob(), vec![]),
-    ] {
+    for (before, want) in
+        [(blob()[..80_000].to_vec(), vec![80_000]), (vec![7; 80_000], vec![80_000, 0]), (blob(), vec![])]
+    {
         let descriptor = Descriptor::of(media_type::OCI_LAYER, &blob());
         let store = LocalStore::open(dir.path()).unwrap();
         let mut writer = store.resume(&descriptor).await.unwrap();

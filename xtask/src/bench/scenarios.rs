@@ -334,11 +334,7 @@ pub(super) const GROUPS: &[Group] = &[
             stage.solve("beside", 10).map(drop)
         },
         steps: &[
-            Step {
-                name: "p99",
-                unit: Unit::Seconds,
-                measure: |stage| stage.p99_solve("beside", MANY),
-            },
+            Step { name: "p99", unit: Unit::Seconds, measure: |stage| stage.p99_solve("beside", MANY) },
             Step {
                 name: "p99-pruning",
                 unit: Unit::Seconds,
