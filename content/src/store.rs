@@ -85,12 +85,12 @@ pub trait BlobWriter: Send {
 /// Conveniences over any [`ContentStore`].
 #[async_trait]
 pub trait ContentStoreExt: ContentStore {
-    /// Stores `bytes` and returns their digest. Does nothing when they are there.
+    /// Stores `bytes` and returns their digest. Does nothing when they are there; half of them are not.
     async fn put(&self, bytes: Bytes) -> Result<Digest> {
         let digest = Digest::of(&bytes);
-        if self.info(&digest).await?.is_none() {
+        let size = bytes.len() as u64;
+        if self.info(&digest).await?.is_none_or(|there| there.size != size) {
             let mut writer = self.writer(None).await?;
-            let size = bytes.len() as u64;
             writer.write(bytes).await?;
             writer.commit(Some((digest, size))).await?;
         }

@@ -102,6 +102,9 @@ async fn a_damaged_blob_is_absent() {
     assert!(!store.has_whole(&descriptor).await.unwrap());
     assert!(!store.contains(&digest).await.unwrap());
     damage();
+    store.put("hello world".into()).await.unwrap();
+    assert!(store.is_intact(&digest).await.unwrap());
+    damage();
     assert!(!store.is_intact(&digest).await.unwrap());
     assert_eq!(store.read_all(&digest, 100).await.unwrap(), None);
     assert!(!store.contains(&digest).await.unwrap());
