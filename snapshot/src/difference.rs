@@ -52,7 +52,7 @@ pub(crate) fn difference_since(
 pub(crate) fn changed_at(path: &Path) -> Result<Time> {
     let (dir, name) = (path.parent().unwrap_or(path), path.file_name().unwrap_or_default());
     let found = Root::open(dir).and_then(|root| root.stat(name, false)).map_err(failed(dir))?;
-    let missing = || Error::io("stat", path, std::io::ErrorKind::NotFound.into());
+    let missing = || Error::io("stat", path, std::io::Error::from(std::io::ErrorKind::NotFound));
     found.map(|metadata| metadata.ctime).ok_or_else(missing)
 }
 
