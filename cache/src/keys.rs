@@ -301,7 +301,10 @@ impl Ref {
         for layer in self.stack() {
             let snapshot = layer.0.state().snapshot.clone();
             match snapshot {
-                Some(snapshot) => snapshots.push(snapshot),
+                Some(snapshot) => {
+                    layer.suspect();
+                    snapshots.push(snapshot);
+                }
                 None => lazy.push(layer),
             }
         }

@@ -2,10 +2,12 @@
 
 mod cache;
 mod cancel;
+mod crash;
 mod daemon;
 mod dockerfiles;
 mod errors;
 mod exporters;
+mod history;
 mod hostile;
 mod images;
 mod kiln;
@@ -17,4 +19,5 @@ mod registries;
 mod remote_cache;
 mod runs;
 mod sharing;
+mod store;
 mod support;

@@ -12,7 +12,7 @@ use crate::driver::{CachedResult, JobKeys, LimitExceeded, Shared};
 use crate::error::SolveError;
 use crate::key_graph::{KeyGraph, ResultKey};
 use crate::key_source::KeySource;
-use crate::op::{JobContext, OpContext, WaiterSet};
+use crate::op::{JobContext, OpContext, ResultRef, WaiterSet};
 use crate::progress::{JobLog, ProgressEvent, ProgressStream, VertexEvent, VertexProgress, WarningEvent};
 use crate::scheduler::{BuildId, Event, JobId};
 use crate::vertex::{Edge, Graph, VertexDigest};
@@ -72,6 +72,12 @@ impl Job {
         };
         let _withdraw = Withdraw { shared: &self.shared, build };
         answer.await.unwrap_or(Err(SolveError::Cancelled))
+    }
+
+    /// Says that a result of [`Job::build`] has turned out to be lost. A build that comes now makes it again.
+    pub fn lost(&self, result: &ResultRef) {
+        let mut state = self.shared.lock();
+        self.shared.step(&mut state, Event::ResultLost { job: self.id, result: Arc::clone(result) });
     }
 
     /// Looks into `source`, too, from now on.

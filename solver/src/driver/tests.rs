@@ -92,6 +92,27 @@ async fn pruned_results_are_made_again() {
 }
 
 #[tokio::test]
+async fn a_result_that_its_reader_finds_lost_is_made_again() {
+    let bench = Bench::new();
+    let runs = bench.runs.clone();
+    let job = bench.solver.job("j", Arc::new(())).unwrap();
+    let graph = Arc::new(Graph::new(chain(&runs, "abc-1", 2)).unwrap());
+    let top = Edge { vertex: VertexIndex(4), output: OutputIndex(0) };
+    let build = async || job.build(Arc::clone(&graph), vec![top]).await.unwrap().remove(0).result.unwrap();
+    let first = build().await;
+    assert!(Arc::ptr_eq(&first, &build().await));
+    bench.keys.lost(&first).await.unwrap();
+    job.lost(&first);
+    let again = build().await;
+    assert!(!Arc::ptr_eq(&first, &again));
+    assert_eq!(Value::text(Some(&again)), "run1(run0(copy(image(),abc)))");
+    let counts = runs.lock().unwrap().clone();
+    assert_eq!((counts["run1"], counts["run0"]), (2, 1));
+    job.discard().await;
+    assert!(bench.solver.shared.lock().scheduler.is_empty(), "nothing is left");
+}
+
+#[tokio::test]
 async fn an_error_names_its_vertex() {
     let bench = Bench::new();
     let runs = bench.runs.clone();

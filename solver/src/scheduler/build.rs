@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::driver::CachedResult;
 use crate::error::{Error, Result, SolveError};
 use crate::key_graph::{KeyGraph, KeyInput, KeyNode, KeyNodeIndex, KeyOrigin, ResultKey};
+use crate::op::ResultRef;
 use crate::scheduler::node::{Level, Node, NodeId, Who};
 use crate::scheduler::{BuildId, Effect, JobId, Scheduler};
 use crate::tables::{HashMap, HashSet};
@@ -118,6 +119,19 @@ impl Scheduler {
         state.pending = state.pending.saturating_sub(1);
         if state.pending == 0 {
             self.finish_build(build, effects);
+        }
+    }
+
+    /// Makes all nodes of a job forget a result that somebody outside has found lost.
+    pub(super) fn result_lost(&mut self, job: JobId, lost: &ResultRef, effects: &mut Vec<Effect>) {
+        let Some(state) = self.jobs.get(&job) else { return };
+        let mut holders = Vec::new();
+        for &id in state.nodes.values() {
+            holders.extend(self.nodes[id].outputs_with(lost).map(|output| (id, output)));
+        }
+        holders.sort_unstable();
+        for (id, output) in holders {
+            self.reset(id, output, lost, effects);
         }
     }
 

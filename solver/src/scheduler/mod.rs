@@ -66,6 +66,11 @@ pub(crate) enum Event {
         edges: Vec<Edge>,
     },
     BuildDropped(BuildId),
+    /// Whoever got this result of a build has found it lost.
+    ResultLost {
+        job: JobId,
+        result: ResultRef,
+    },
     JobClosed(JobId),
     Queried {
         query: QueryId,
@@ -238,6 +243,7 @@ impl Scheduler {
             }
             Event::BuildWanted { job, build, graph, edges } => self.want(job, build, graph, &edges, effects),
             Event::BuildDropped(build) => self.drop_build(build, effects),
+            Event::ResultLost { job, result } => self.result_lost(job, &result, effects),
             Event::JobClosed(job) => self.close_job(job, effects),
             Event::Queried { query, found } => self.queried(query, found, effects),
             Event::Done { work, reply } => self.done(work, reply, effects),

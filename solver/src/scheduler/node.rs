@@ -195,6 +195,18 @@ impl Node {
         &mut self.outs[position]
     }
 
+    /// Returns the outputs that have this very result.
+    pub(super) fn outputs_with<'a>(
+        &'a self,
+        result: &'a ResultRef,
+    ) -> impl Iterator<Item = OutputIndex> + 'a {
+        let has = |out: &Out| {
+            let done = out.done.as_ref().and_then(|done| done.result.as_ref());
+            done.is_some_and(|its| Arc::ptr_eq(its, result))
+        };
+        self.outs.iter().filter(move |out| has(out)).map(|out| out.output)
+    }
+
     /// Returns whether some output lacks what is wanted of it.
     pub(super) fn unsatisfied(&self) -> bool {
         self.outs.iter().any(Out::unsatisfied)

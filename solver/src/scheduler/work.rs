@@ -476,7 +476,13 @@ impl Scheduler {
     }
 
     /// Makes a node forget a result that is lost.
-    fn reset(&mut self, id: NodeId, output: OutputIndex, lost: &ResultRef, effects: &mut Vec<Effect>) {
+    pub(super) fn reset(
+        &mut self,
+        id: NodeId,
+        output: OutputIndex,
+        lost: &ResultRef,
+        effects: &mut Vec<Effect>,
+    ) {
         let forced = self.nodes[id].forced();
         let waiting = self.nodes[id].wait.pending > 0;
         let out = self.nodes[id].out_mut(output);
