@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::caps;
-use crate::convert;
+use crate::convert::{self, Origins};
 use crate::engine::CacheSpec;
 use crate::error::{Error, Result, chain};
 use crate::lending::JobInfo;
@@ -83,22 +83,25 @@ impl BuildState {
             load::load(definition, &options).await.map_err(|error| not_loaded(definition, error))?;
         ops::nested::set_apart(&mut loaded, depth);
         ops::set_apart_directories(&mut loaded, &self.info.session_id);
+        let origins = Origins::of(&loaded);
         let graph =
             ops::graph(&self.worker, &loaded, &self.resolutions, depth).map_err(|error| match error {
                 Error::Vertex { vertex, message, .. } => {
-                    Error::Vertex { vertex, sources: convert::sources(definition, &loaded, vertex), message }
+                    Error::Vertex { vertex, sources: origins.sources(definition, vertex), message }
                 }
                 error => error,
             })?;
         let edge = ops::edge(loaded.edge)?;
         self.note_resources(&loaded);
         self.prune_caches(&loaded).await?;
+        // Builds take long, and the graph has all that it needs.
+        drop(loaded);
         let solved = tokio::select! {
             solved = self.job.build(graph, vec![edge]) => solved,
             () = self.cancel.cancelled() => return Err(Error::Cancelled),
         };
         let mut results = solved.map_err(|source| {
-            let sources = source.vertex().map(|v| convert::sources(definition, &loaded, v));
+            let sources = source.vertex().map(|v| origins.sources(definition, v));
             Error::Solve { sources: sources.unwrap_or_default(), source }
         })?;
         results.pop().ok_or_else(|| Error::request("the solver returned no result"))

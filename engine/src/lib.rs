@@ -31,7 +31,7 @@ mod worker;
 pub use crate::build::BuildBridge;
 pub use crate::engine::{BuildRequest, BuildResponse, CacheSpec, Engine, ExporterSpec};
 pub use crate::error::{BoxError, Error, ExecError, Result};
-pub use crate::limits::BuildLimits;
+pub use crate::limits::{BuildLimits, parse_duration};
 pub use crate::reference::SolvedRef;
 pub use crate::worker::Worker;
 

@@ -2,10 +2,12 @@
 
 mod cache;
 mod cancel;
+mod crash;
 mod daemon;
 mod dockerfiles;
 mod errors;
 mod exporters;
+mod history;
 mod hostile;
 mod images;
 mod kiln;
@@ -20,4 +22,5 @@ mod remote_cache;
 mod rootless;
 mod runs;
 mod sharing;
+mod store;
 mod support;

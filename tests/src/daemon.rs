@@ -20,6 +20,8 @@ pub struct DaemonOptions {
     pub through: Vec<String>,
     /// More environment variables.
     pub env: Vec<(String, String)>,
+    /// Its root is here, and stays.
+    pub root: Option<PathBuf>,
     /// Its root is a filesystem of its own with this many MiB.
     pub disk: Option<u32>,
 }
@@ -56,7 +58,7 @@ impl Daemon {
 
     /// Its root directory.
     pub fn root(&self) -> PathBuf {
-        self.dir().join("root")
+        self.options.root.clone().unwrap_or_else(|| self.dir().join("root"))
     }
 
     /// Its address.

@@ -13,6 +13,7 @@ use kiln_executor::{
 use kiln_llb::pb;
 use kiln_solver::{OpContext, OpError, ResultRef, Slot, Stream, VertexDigest};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::ExecError;
 use crate::lending::{self, Lending};
@@ -61,7 +62,16 @@ impl Action for ExecOp {
             let mut others = std::mem::take(&mut mounts.others);
             let foreign = emulation::prepare(&self.worker, self.platform.as_ref(), &mut process, &mut others);
             let foreign = foreign.await.map_err(OpError::failed)?;
-            self.run(cx, root, others, process, foreign.as_ref()).await
+            let stop = cx.cancel.child_token();
+            let running = self.run(cx, &stop, root, others, process, foreign.as_ref());
+            tokio::pin!(running);
+            tokio::select! {
+                ended = &mut running => ended,
+                full = mounts.out_of_space() => {
+                    stop.cancel();
+                    running.await.map_err(|_stopped| OpError::failed(full))
+                }
+            }
         };
         let outcome = outcome.await;
         let prepared = mounts.close().await;
@@ -174,6 +184,7 @@ impl ExecOp {
     async fn run(
         &self,
         cx: &OpContext,
+        stop: &CancellationToken,
         root: StepMount,
         mounts: Vec<StepMount>,
         process: ProcessSpec,
@@ -182,15 +193,8 @@ impl ExecOp {
         let id = ContainerId::new(common::random_id()).map_err(OpError::failed)?;
         let (output, mut chunks) = mpsc::channel(OUTPUT_CHUNKS);
         let args = self.args();
-        let running = self.worker.executor.run(
-            &id,
-            root,
-            mounts,
-            process,
-            ProcessIo::new(output),
-            None,
-            cx.cancel.clone(),
-        );
+        let running =
+            self.worker.executor.run(&id, root, mounts, process, ProcessIo::new(output), None, stop.clone());
         let logging = async {
             while let Some(chunk) = chunks.recv().await {
                 match chunk {
