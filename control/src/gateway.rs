@@ -195,7 +195,7 @@ impl LlbBridge for Gateway {
         Ok(Response::new(PongResponse {
             frontend_api_caps: caps(kiln_llb::caps::GATEWAY, &kiln_engine::caps::gateway()),
             llb_caps: caps(kiln_llb::caps::LLB, &kiln_engine::caps::llb()),
-            workers: vec![convert::worker(bridge.worker(), &[], &self.version)],
+            workers: vec![convert::worker(bridge.worker(), &[], &self.version).await],
         }))
     }
 

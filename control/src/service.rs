@@ -242,7 +242,8 @@ impl ControlService for Control {
         request: Request<ListWorkersRequest>,
     ) -> Result<Response<ListWorkersResponse>, Status> {
         let filters = request.into_inner().filter;
-        let worker = convert::worker(self.engine.worker(), &self.options.gc_policies, &self.options.version);
+        let options = &self.options;
+        let worker = convert::worker(self.engine.worker(), &options.gc_policies, &options.version).await;
         let matches = worker_matches(&filters, &worker)?;
         Ok(Response::new(ListWorkersResponse { record: if matches { vec![worker] } else { Vec::new() } }))
     }

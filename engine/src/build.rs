@@ -74,7 +74,9 @@ impl BuildState {
 
     async fn load_and_solve(&self, definition: &pb::Definition, depth: u32) -> Result<CachedResult> {
         let platform = self.worker.platforms.first().cloned().unwrap_or_default();
-        let entitlements = GrantedEntitlements::new(self.entitlements.iter().cloned());
+        let granted = self.entitlements.iter().cloned();
+        let entitlements = GrantedEntitlements::with_devices(granted, self.worker.devices.clone())
+            .map_err(Error::request)?;
         let caps = caps::llb();
         let options = LoadOptions::new(&platform, &entitlements).with_caps(&caps);
         let mut loaded =

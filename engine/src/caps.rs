@@ -12,7 +12,6 @@ const LLB_DISABLED: &[(&str, &str)] = &[
     ("cache.azblob", "remote caches are not supported yet"),
     ("cache.gha", "remote caches are not supported yet"),
     ("cache.s3", "remote caches are not supported yet"),
-    ("exec.meta.cdi", "devices are not supported yet"),
     ("exec.meta.network.proxy", "the proxy network is not supported yet"),
     ("exporter.image.attestations", "attestations are not supported yet"),
     ("history.filter", "the build history is not supported yet"),
@@ -74,7 +73,7 @@ mod tests {
                 Err("has been disabled on the build server: git sources are not supported yet"),
             ),
             ("soruce.http.uidgid", Err("http sources are not supported yet")),
-            ("exec.meta.cdi", Err("devices are not supported yet")),
+            ("exec.meta.cdi", Ok(())),
             ("file.copy.modestring", Err("unknown API capability file.copy.modestring")),
         ] {
             match (LLB.require(&llb, id), want) {

@@ -83,12 +83,30 @@ pub enum ExecError {
         /// Its type.
         kind: i32,
     },
-    /// Devices of the host, which this daemon does not hand on yet.
-    #[error("devices are not supported yet: {names}")]
-    Devices {
-        /// Those that were asked for.
-        names: String,
+    /// Programs for a processor that this machine has not.
+    #[error("no support for running processes with {wanted} platform, supported: {supported}")]
+    Platform {
+        /// What they are made for.
+        wanted: String,
+        /// What there is.
+        supported: String,
     },
+    /// The kernel cannot execute a program for another platform.
+    #[error(
+        "this machine does not run programs for {platform}: install an emulator for it (Debian's packages qemu-user-static \
+         and binfmt-support), or put {emulator} into the daemon's PATH"
+    )]
+    Foreign {
+        /// What they are made for.
+        platform: String,
+        /// The program that would emulate it.
+        emulator: String,
+        /// What the runtime says.
+        source: BoxError,
+    },
+    /// A device of the host that is not there.
+    #[error("{0}")]
+    Device(String),
 }
 
 /// Why a build failed.

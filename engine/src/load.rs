@@ -22,6 +22,7 @@ use kiln_llb::pb::op::Op as Kind;
 use kiln_llb::{RawOp, VertexDigest, is_canonical_op, pb};
 use prost::Message as _;
 
+pub(crate) use crate::load::entitlements::not_registered;
 pub use crate::load::entitlements::{Entitlements, GrantedEntitlements};
 pub use crate::load::error::{LoadError, Located};
 pub use crate::load::identifier::canonical_identifier;

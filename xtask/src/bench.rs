@@ -143,7 +143,7 @@ fn programs() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("KILN_BIN_DIR") {
         return Ok(PathBuf::from(dir));
     }
-    let examples = ["--example", "measure", "--example", "catalogue"];
+    let examples = ["--example", "measure", "--example", "catalogue", "--example", "bare_step"];
     shell::run("cargo", &[&["build", "--release", "--workspace"], &examples[..]].concat())?;
     Ok("target/release/examples".into())
 }

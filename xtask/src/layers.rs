@@ -86,6 +86,8 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     ("kiln-runtime", &["kiln-executor", "kiln-rootdir"]),
+    ("kiln-cdi", &["kiln-executor"]),
+    ("kiln-cni", &["kiln-executor", "kiln-runtime"]),
     ("kiln-worker-runc", &["kiln-executor", "kiln-rootdir", "kiln-runtime", "kiln-snapshot"]),
     (
         "kiln-control",
@@ -106,6 +108,8 @@ const TABLE: &[(&str, &[&str])] = &[
         "buildkitd",
         &[
             "kiln-cache",
+            "kiln-cdi",
+            "kiln-cni",
             "kiln-content",
             "kiln-control",
             "kiln-engine",

@@ -10,10 +10,9 @@ use kiln_cache::{BuildRetention, CacheManager, CacheOptions, Disk, GcPolicy, Pru
 use kiln_content::LocalStore;
 use kiln_control::{Control, ControlOptions, Version};
 use kiln_engine::{BuildLimits, Engine, Worker};
-use kiln_executor::{DnsConfig, WorkerNetwork};
+use kiln_executor::{Devices, DnsConfig, NoDevices};
 use kiln_frontend::Frontend;
 use kiln_frontend_dockerfile::DockerfileFrontend;
-use kiln_llb::pb;
 use kiln_registry::{Config, HostConfig, KeyPair, Registry};
 use kiln_session::Sessions;
 use kiln_snapshot::{NativeSnapshotter, OverlaySnapshotter, Snapshotter};
@@ -26,8 +25,10 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::listen::{self, Listener, Socket};
+use crate::networks::networks;
 use crate::notify::notify;
-use crate::settings::{NetworkMode, Settings, SnapshotterChoice};
+use crate::platforms::platforms;
+use crate::settings::{Settings, SnapshotterChoice};
 use crate::units::DiskSpace;
 use crate::{PACKAGE, VERSION, config, signals};
 
@@ -118,10 +119,11 @@ impl Parts {
         let worker = Worker {
             id,
             labels: labels(settings, snapshotter, &executor),
-            platforms: platforms(settings)?,
+            platforms: platforms(&settings.platforms)?,
             cache: cache.clone(),
             content,
             executor: Arc::new(executor.clone()),
+            devices: devices(settings),
             registry,
             sessions: sessions.clone(),
             scratch,
@@ -192,16 +194,27 @@ fn open_snapshotter(choice: SnapshotterChoice, dir: &Path) -> Result<Arc<dyn Sna
 async fn open_executor(settings: &Settings, state: &Path) -> Result<RuncExecutor> {
     let mut options = RuncOptions::new(state.join("executor"));
     options.binary.clone_from(&settings.runtime);
-    options.network = match settings.network {
-        NetworkMode::Auto => WorkerNetwork::Auto,
-        NetworkMode::Host => WorkerNetwork::Host,
-    };
+    options.rootless = settings.rootless;
     options.cgroup_parent.clone_from(&settings.cgroup_parent);
     let dns = settings.dns.clone().unwrap_or_default();
     options.dns =
         DnsConfig { nameservers: dns.nameservers, options: dns.options, search_domains: dns.search_domains };
+    let (network, state) = (settings.network.clone(), state.join("net").join("cni"));
     // Looks for leftovers of a killed daemon, which may mean unmounting.
-    tokio::task::spawn_blocking(move || RuncExecutor::open(options)).await?.context("no worker found")
+    let opening = move || {
+        options.networks = networks(network, state)?;
+        RuncExecutor::open(options).context("no worker found")
+    };
+    tokio::task::spawn_blocking(opening).await?
+}
+
+fn devices(settings: &Settings) -> Arc<dyn Devices> {
+    match &settings.devices {
+        Some(devices) => {
+            Arc::new(kiln_cdi::Registry::new(devices.dirs.clone(), devices.auto_allowed.clone()))
+        }
+        None => Arc::new(NoDevices),
+    }
 }
 
 fn frontends(settings: &Settings) -> BTreeMap<String, Arc<dyn Frontend>> {
@@ -230,39 +243,6 @@ fn labels(settings: &Settings, snapshotter: &str, executor: &RuncExecutor) -> BT
         own.into_iter().map(|(k, v)| (format!("{PREFIX}{k}"), v)).collect();
     labels.extend(settings.worker_labels.clone());
     labels
-}
-
-fn platforms(settings: &Settings) -> Result<Vec<pb::Platform>> {
-    let host = kiln_llb::platform::host();
-    if settings.platforms.is_empty() {
-        return Ok(vec![host]);
-    }
-    settings
-        .platforms
-        .iter()
-        .map(|text| platform(text, &host).with_context(|| format!("invalid platform `{text}`")))
-        .collect()
-}
-
-/// `OS/ARCH[/VARIANT]`, or an architecture alone.
-fn platform(text: &str, host: &pb::Platform) -> Option<pb::Platform> {
-    let parts: Vec<&str> = text.split('/').collect();
-    let (os, architecture, variant) = match parts.as_slice() {
-        [architecture] => (host.os.as_str(), *architecture, ""),
-        [os, architecture] => (*os, *architecture, ""),
-        [os, architecture, variant] => (*os, *architecture, *variant),
-        _ => return None,
-    };
-    if os.is_empty() || architecture.is_empty() {
-        return None;
-    }
-    let wanted = pb::Platform {
-        os: os.to_owned(),
-        architecture: architecture.to_owned(),
-        variant: variant.to_owned(),
-        ..pb::Platform::default()
-    };
-    Some(kiln_llb::platform::normalize(&wanted, host))
 }
 
 fn registry_config(settings: &Settings) -> Result<Config> {

@@ -96,7 +96,7 @@ fn expected(want: &Value) -> Value {
 
 fn check(name: &str, definition: &pb::Definition, case: &Value) {
     let names = case["entitlements"].as_array().into_iter().flatten();
-    let granted = GrantedEntitlements::new(names.map(|n| n.as_str().unwrap().to_owned()));
+    let granted = GrantedEntitlements::new(names.map(|n| n.as_str().unwrap().to_owned())).unwrap();
     let platform = host();
     let options = LoadOptions::new(&platform, &granted)
         .with_proxy_network(case["proxy_network"].as_bool().unwrap_or_default());

@@ -176,6 +176,40 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         peer: Peer::Able,
+        prepare: Lab::make_chain,
+        setup: pull_base,
+        steps: &[
+            Step { name: "step", unit: Unit::Seconds, measure: |stage| stage.median_step("chain") },
+            Step {
+                name: "step-after2000",
+                unit: Unit::Seconds,
+                measure: |stage| {
+                    for _ in 0..50 {
+                        stage.build("chain", &["--no-cache"])?;
+                    }
+                    stage.median_step("chain")
+                },
+            },
+        ],
+    },
+    Group {
+        peer: Peer::LeftOut("it has no such helper"),
+        prepare: Lab::make_chain,
+        setup: |stage| stage.build("chain", &[]).map(drop),
+        steps: &[Step {
+            name: "helper-memory",
+            unit: Unit::Mebibytes,
+            measure: |stage| stage.helper_memory(),
+        }],
+    },
+    Group {
+        peer: Peer::LeftOut("its executor is not to be had without its daemon"),
+        prepare: |_| Ok(()),
+        setup: |_| Ok(()),
+        steps: &[Step { name: "bare-step", unit: Unit::Seconds, measure: |stage| stage.bare_step() }],
+    },
+    Group {
+        peer: Peer::Able,
         prepare: Lab::make_fanout,
         setup: pull_base,
         steps: &[Step { name: "fanout30", unit: Unit::Seconds, measure: |stage| stage.build("fanout", &[]) }],

@@ -1,7 +1,7 @@
 //! One fresh daemon, and what is measured on it.
 
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,11 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kiln_tests::{Binaries, Daemon, DaemonOptions, Finished};
+use serde_json::Value;
 
 use super::lab::Lab;
 
 /// Longest time for one build. Past it the scenario has failed.
 const BUILD_LIMIT: Duration = Duration::from_secs(300);
+/// What the helper is called.
+const HELPER: &str = "kiln-runtime\0";
 /// How long a daemon has had nothing to do when its memory is read.
 const IDLE: Duration = Duration::from_secs(1);
 /// Solves between looks whether something else has ended.
@@ -126,11 +129,54 @@ impl<'a> Stage<'a> {
         self.measure(&["--until-started"], &[self.lab.definition(name).as_os_str()]).and_then(middle)
     }
 
+    /// Runs `true` in a container of the built-in runtime, without a daemon; the middle one of the seconds.
+    pub(super) fn bare_step(&self) -> Result<f64> {
+        self.numbers(&Command::new(self.lab.program("bare_step"))).and_then(middle)
+    }
+
+    /// Builds the lab's context `name`, a chain of steps, from nothing; the middle one of the seconds from the end of a step
+    /// to the end of the next, by the daemon's clock: all that a step costs, with what is written down of it.
+    pub(super) fn median_step(&self, name: &str) -> Result<f64> {
+        let mut build = self.daemon.build_command(&self.lab.context(name));
+        build.args(["--no-cache", "--progress=rawjson"]);
+        self.bounded(&build, Stdio::null())?;
+        let mut ends = BTreeMap::new();
+        for line in fs::read_to_string(self.out.path().join("stderr"))?.lines() {
+            let status: Value = serde_json::from_str(line).unwrap_or_default();
+            for vertex in status["vertexes"].as_array().into_iter().flatten() {
+                if let (Some(digest), Some(end)) = (vertex["digest"].as_str(), vertex["completed"].as_str())
+                    && vertex["name"].as_str().is_some_and(|name| name.contains("RUN "))
+                {
+                    ends.insert(digest.to_owned(), seconds_of_day(end).context("an odd time of day")?);
+                }
+            }
+        }
+        let mut ends: Vec<f64> = ends.into_values().collect();
+        ends.sort_by(f64::total_cmp);
+        middle(ends.windows(2).map(|pair| pair[1] - pair[0]).collect())
+    }
+
+    /// Resident memory of the built-in runtime's helper, in MiB: of the largest process that bears its name.
+    pub(super) fn helper_memory(&self) -> Result<f64> {
+        let daemon = self.daemon.pid().context("the daemon is gone")?;
+        let is_helper = |pid: &u32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(HELPER.as_bytes()))
+        };
+        let largest =
+            children(daemon).into_iter().filter(is_helper).map(|pid| status_kib(pid, "VmRSS:")).max();
+        Ok(largest.context("the daemon has no helper")? as f64 / 1024.0)
+    }
+
     fn measure(&self, options: &[&str], what: &[&OsStr]) -> Result<Vec<f64>> {
         let mut client = Command::new(self.lab.program("measure"));
         client.arg(self.daemon.address()).args(options).args(what);
+        self.numbers(&client)
+    }
+
+    /// The numbers that a program prints, one a line.
+    fn numbers(&self, program: &Command) -> Result<Vec<f64>> {
         let stdout = self.out.path().join("stdout");
-        self.bounded(&client, std::fs::File::create(&stdout)?)?;
+        self.bounded(program, std::fs::File::create(&stdout)?)?;
         let text = std::fs::read_to_string(stdout)?;
         text.lines().map(|line| line.parse().with_context(|| format!("`{line}` is no number"))).collect()
     }
@@ -234,6 +280,13 @@ impl<'a> Stage<'a> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         format!("change {}\n", NEXT.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+/// Seconds since midnight of a time such as `2026-01-02T03:04:05.678Z`.
+fn seconds_of_day(time: &str) -> Option<f64> {
+    let (_, clock) = time.split_once('T')?;
+    let mut fields = clock.trim_end_matches('Z').splitn(3, ':').map(|field| field.parse::<f64>().ok());
+    Some(fields.next()?? * 3600.0 + fields.next()?? * 60.0 + fields.next()??)
 }
 
 /// A number of a process's status; zero for one that has just ended.
