@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 
 use kiln_api::control::StatusResponse;
-use kiln_content::{ContentStore as _, Descriptor};
+use kiln_content::Descriptor;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tonic::Status;
