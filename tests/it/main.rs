@@ -6,6 +6,7 @@ mod daemon;
 mod dockerfiles;
 mod errors;
 mod exporters;
+mod frontends;
 mod hostile;
 mod images;
 mod kiln;

@@ -1,6 +1,6 @@
 //! The daemon put together: stores, catalogue, runtime, engine, services.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use kiln_cache::{CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions};
 use kiln_content::LocalStore;
-use kiln_control::{Control, ControlOptions, Version};
-use kiln_engine::{BuildLimits, Engine, Worker};
+use kiln_control::{Control, ControlOptions, FrontendServer, Version};
+use kiln_engine::{BuildLimits, Engine, FrontendImages, Frontends, Worker};
 use kiln_executor::{DnsConfig, WorkerNetwork};
-use kiln_frontend::Frontend;
 use kiln_frontend_dockerfile::DockerfileFrontend;
 use kiln_llb::pb;
-use kiln_registry::{Config, HostConfig, KeyPair, Registry};
+use kiln_registry::{Config, HostConfig, KeyPair, Reference, Registry};
 use kiln_session::Sessions;
 use kiln_snapshot::OverlaySnapshotter;
 use kiln_solver::SolverOptions;
@@ -127,13 +126,13 @@ impl Parts {
         limits.step = settings.limits.step;
         limits.silence = settings.limits.silence;
         limits.build = settings.limits.build;
-        let engine = Engine::limited(worker, options, frontends(settings), limits);
         let version = Version {
             package: PACKAGE.to_owned(),
             version: VERSION.to_owned(),
             revision: "kiln".to_owned(),
             dockerfile_version: DOCKERFILE_VERSION.to_owned(),
         };
+        let engine = Engine::limited(worker, options, frontends(settings, &version)?, limits);
         let control = Control::new(engine.clone(), ControlOptions { version, gc_policies: policies.clone() });
         Ok(Self { engine, control, cache, sessions, executor, policies })
     }
@@ -154,15 +153,27 @@ async fn open_executor(settings: &Settings, state: &Path) -> Result<RuncExecutor
     tokio::task::spawn_blocking(move || RuncExecutor::open(options)).await?.context("no worker found")
 }
 
-fn frontends(settings: &Settings) -> BTreeMap<String, Arc<dyn Frontend>> {
-    let mut frontends: BTreeMap<String, Arc<dyn Frontend>> = BTreeMap::new();
+fn frontends(settings: &Settings, version: &Version) -> Result<Frontends> {
+    let mut frontends = Frontends::default();
     if settings.dockerfile_frontend {
-        frontends.insert(kiln_frontend_dockerfile::NAME.to_owned(), Arc::new(DockerfileFrontend));
+        frontends.builtin.insert(kiln_frontend_dockerfile::NAME.to_owned(), Arc::new(DockerfileFrontend));
     }
-    if !settings.gateway_frontend {
-        tracing::debug!("the gateway frontend is off");
+    if settings.gateway_frontend {
+        let server = FrontendServer { version: version.clone() };
+        let mut images = FrontendImages::new(Arc::new(server), Arc::new(DockerfileFrontend));
+        images.allowed = settings
+            .allowed_frontends
+            .iter()
+            .map(|text| {
+                let parsed = Reference::parse(text);
+                let parsed =
+                    parsed.with_context(|| format!("invalid repository in allowedRepositories: `{text}`"));
+                parsed.map(|reference| reference.name())
+            })
+            .collect::<Result<BTreeSet<_>>>()?;
+        frontends.images = Some(images);
     }
-    frontends
+    Ok(frontends)
 }
 
 fn labels(settings: &Settings, executor: &RuncExecutor) -> BTreeMap<String, String> {

@@ -55,6 +55,7 @@ pub(crate) struct Settings {
     pub(crate) dns: Option<Dns>,
     pub(crate) dockerfile_frontend: bool,
     pub(crate) gateway_frontend: bool,
+    pub(crate) allowed_frontends: Vec<String>,
     pub(crate) limits: Limits,
     /// Flags and keys that were given and change nothing yet.
     pub(crate) without_effect: Vec<String>,
@@ -181,6 +182,7 @@ impl Settings {
             dns: file.dns,
             dockerfile_frontend: file.frontend.dockerfile.enabled.unwrap_or(true),
             gateway_frontend: file.frontend.gateway.enabled.unwrap_or(true),
+            allowed_frontends: file.frontend.gateway.allowed_repositories,
             limits: limits(file.kiln)?,
             without_effect,
         })

@@ -1,6 +1,6 @@
 //! The exec op: one process over mounts, whose changes are the results.
 
-mod mounts;
+pub(crate) mod mounts;
 
 use std::sync::Arc;
 
@@ -77,7 +77,8 @@ impl Action for ExecOp {
 }
 
 impl ExecOp {
-    async fn process(&self, cx: &OpContext, lending: &Lending) -> Result<ProcessSpec, OpError> {
+    /// The process, with what waiting clients lend it.
+    pub(crate) async fn process(&self, cx: &OpContext, lending: &Lending) -> Result<ProcessSpec, OpError> {
         let meta = self.op.meta.clone().unwrap_or_default();
         let mut env = meta.env;
         for (names, value) in proxies(meta.proxy_env.as_ref()) {
