@@ -2,6 +2,7 @@
 
 mod cache;
 mod cancel;
+mod containers;
 mod daemon;
 mod dockerfiles;
 mod errors;
