@@ -13,7 +13,7 @@ use kiln_frontend::{Error as FrontendError, FileRange, FileStat, Reference};
 use kiln_llb::pb;
 use kiln_rootdir::Root;
 use kiln_solver::{OpContext, OpError, VertexDigest};
-use tokio::sync::{Mutex, oneshot, watch};
+use tokio::sync::{Mutex, RwLock, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::{BuildBridge, BuildState};
@@ -86,6 +86,8 @@ pub struct Container {
     mounted: Mounted,
     phase: watch::Sender<Phase>,
     released: CancellationToken,
+    /// Read by processes for as long as they use the mounts.
+    mounts_in_use: Arc<RwLock<()>>,
     /// Gives back what the mounts hold, once released.
     keeper: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
@@ -154,7 +156,9 @@ impl Container {
         let released = state.cancel.child_token();
         let (ready, mounted) = oneshot::channel();
         let step = exec_op(&state, op.clone());
-        let keeping = keep(step, inputs, state.outside_context(), ready, released.clone());
+        let mounts_in_use = Arc::new(RwLock::new(()));
+        let held = Held { released: released.clone(), in_use: mounts_in_use.clone() };
+        let keeping = keep(step, inputs, state.outside_context(), ready, held);
         let keeper = state.tasks.spawn(keeping);
         // From here on, whatever happens, the keeper ends with this token.
         let guard = released.clone().drop_guard();
@@ -163,7 +167,7 @@ impl Container {
         guard.disarm();
         let (phase, _) = watch::channel(Phase::New);
         let keeper = Mutex::new(Some(keeper));
-        Ok(Self { state, id, name: request.id, op, mounted, phase, released, keeper })
+        Ok(Self { state, id, name: request.id, op, mounted, phase, released, mounts_in_use, keeper })
     }
 
     /// Runs a process to its end. `started` is told when it may be spoken to.
@@ -172,7 +176,7 @@ impl Container {
     /// What keeps it from starting. An exit code is none.
     ///
     /// # Cancel safety
-    /// Dropped, the process ends, and if it was the first, the container with it.
+    /// Dropped, the process ends soon after, and if it was the first, the container with it.
     pub async fn run(
         &self,
         process: ContainerProcess,
@@ -182,7 +186,11 @@ impl Container {
         let spec = self.spec(process).await?;
         let cancel = self.released.child_token();
         let _end = cancel.clone().drop_guard();
-        let executor = &self.state.worker.executor;
+        let in_use = self.mounts_in_use.clone().read_owned().await;
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let (executor, id) = (self.state.worker.executor.clone(), self.id.clone());
         let is_first = self.phase.send_if_modified(|phase| {
             let is_first = *phase == Phase::New;
             if is_first {
@@ -199,20 +207,28 @@ impl Container {
                 return Err(Error::request(ended.to_string()));
             }
             let _gone = started.send(());
-            return executor.exec(&self.id, spec, io, cancel).await.map_err(run_error);
+            // Whoever waits for it may leave; it is ended in good order all the same.
+            let task = self.state.tasks.spawn(async move {
+                let exit = executor.exec(&id, spec, io, cancel).await;
+                drop(in_use);
+                exit
+            });
+            return task.await.map_err(|_| Error::Cancelled)?.map_err(run_error);
         }
         let _ended = Ended(&self.phase);
-        let (up, mut is_up) = oneshot::channel();
+        let (up, is_up) = oneshot::channel();
         let Mounted { root, others } = self.mounted.clone();
-        let running = executor.run(&self.id, root, others, spec, io, Some(up), cancel);
-        tokio::pin!(running);
-        tokio::select! {
-            exit = &mut running => return exit.map_err(run_error),
-            Ok(_) = &mut is_up => {}
+        let task = self.state.tasks.spawn(async move {
+            let exit = executor.run(&id, root, others, spec, io, Some(up), cancel).await;
+            drop(in_use);
+            exit
+        });
+        // Not sent, it has ended without a start, and says why below.
+        if is_up.await.is_ok() {
+            self.phase.send_replace(Phase::Running);
+            let _gone = started.send(());
         }
-        self.phase.send_replace(Phase::Running);
-        let _gone = started.send(());
-        running.await.map_err(run_error)
+        task.await.map_err(|_| Error::Cancelled)?.map_err(run_error)
     }
 
     async fn spec(&self, process: ContainerProcess) -> Result<kiln_executor::ProcessSpec> {
@@ -341,13 +357,19 @@ impl Drop for Ended<'_> {
     }
 }
 
+/// How long mounts are held: until the container is released, and nothing uses them any more.
+struct Held {
+    released: CancellationToken,
+    in_use: Arc<RwLock<()>>,
+}
+
 /// Prepares the mounts, tells of them, and holds them until the container is released.
 async fn keep(
     step: ExecOp,
     inputs: Vec<Option<Ref>>,
     cx: OpContext,
     ready: oneshot::Sender<Result<Mounted, OpError>>,
-    released: CancellationToken,
+    held: Held,
 ) {
     let provider = common::provider(&step.worker, &cx);
     let lending = Lending::new(&step.worker, &cx);
@@ -360,11 +382,12 @@ async fn keep(
     };
     let prepared = tokio::select! {
         prepared = preparing => prepared,
-        () = released.cancelled() => Err(OpError::cancelled()),
+        () = held.released.cancelled() => Err(OpError::cancelled()),
     };
     let is_ready = prepared.is_ok();
     if ready.send(prepared).is_ok() && is_ready {
-        released.cancelled().await;
+        held.released.cancelled().await;
+        let _unused = held.in_use.write().await;
     }
     drop(mounts.close().await);
 }

@@ -47,7 +47,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("libFuzzer needs a C++ compiler: install the package g++");
     }
     let host = host()?;
-    let build = ["build", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host, "--target-dir", DIR];
+    let build =
+        ["build", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host, "--target-dir", DIR];
     shell::run_with("cargo", &build, &[("RUSTFLAGS", COVERAGE)])?;
     let seeds = seeds()?;
     for target in targets {
@@ -58,7 +59,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             std::fs::create_dir_all(dir).with_context(|| format!("failed to make `{}`", dir.display()))?;
         }
         let program = Path::new(DIR).join(&host).join("release").join(target);
-        let program = program.canonicalize().with_context(|| format!("no program `{}`", program.display()))?;
+        let program =
+            program.canonicalize().with_context(|| format!("no program `{}`", program.display()))?;
         let args = [
             corpus.display().to_string(),
             seeds.display().to_string(),
@@ -71,8 +73,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "-verbosity=0".to_owned(),
         ];
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        shell::run(&program.display().to_string(), &args)
-            .with_context(|| format!("`{target}` found something: its input is in `{}`", findings.display()))?;
+        shell::run(&program.display().to_string(), &args).with_context(|| {
+            format!("`{target}` found something: its input is in `{}`", findings.display())
+        })?;
     }
     Ok(())
 }

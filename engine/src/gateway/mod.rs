@@ -196,18 +196,19 @@ impl Run<'_> {
                 let exit = FrontendExit { image: image.clone(), code, oom, last_words };
                 Err(solve_error(Error::FrontendExit(exit)))
             }
-            (_, Ok(_) | Err(kiln_executor::Error::Cancelled), Some(reason)) => {
+            (_, Err(kiln_executor::Error::Cancelled), Some(reason)) => {
                 let reason = if reason.is_empty() { reason } else { format!(" ({reason})") };
                 Err(FrontendError::input(format!(
                     "frontend grpc server closed unexpectedly{reason}: `{image}` must speak gRPC on its standard \
                      streams and nothing else"
                 )))
             }
-            (_, Ok(_), None) => {
+            (_, Ok(_), _) => {
                 let said =
                     if last_words.is_empty() { last_words } else { format!("; it said last: {last_words}") };
                 Err(FrontendError::input(format!(
-                    "no result for incomplete build: frontend image `{image}` ended without returning one{said}"
+                    "no result for incomplete build: frontend image `{image}` ended without returning one, over gRPC on its \
+                     standard streams{said}"
                 )))
             }
             (_, Err(kiln_executor::Error::Cancelled), None) => Err(FrontendError::Cancelled),
