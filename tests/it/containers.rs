@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
+use crate::frontends::dockerfile_frontend;
 use crate::support::{LIMIT, Site, hub, mounts_below, processes_with, unique};
 
 /// A build that the test drives.
@@ -49,12 +50,12 @@ impl Build {
     /// Solves a state; the id of the result.
     async fn solve(&mut self, state: &State) -> Result<String> {
         let definition = Some(state.marshal(&Constraints::default())?);
-        let asked = wire::SolveRequest {
-            definition,
-            allow_result_return: true,
-            allow_result_array_ref: true,
-            ..Default::default()
-        };
+        self.ask(wire::SolveRequest { definition, ..Default::default() }).await
+    }
+
+    /// Solves a request; the id of the result.
+    async fn ask(&mut self, mut asked: wire::SolveRequest) -> Result<String> {
+        (asked.allow_result_return, asked.allow_result_array_ref) = (true, true);
         let asked = self.call(asked)?;
         match self.gateway.solve(asked).await?.into_inner().result.and_then(|r| r.result) {
             Some(wire::result::Result::Ref(made)) => Ok(made.id),
@@ -86,11 +87,15 @@ impl Build {
         self.gateway.release_container(asked).await.map(drop)
     }
 
+    async fn give(&mut self, result: wire::Result) -> Result<()> {
+        let asked = self.call(ReturnRequest { result: Some(result), error: None })?;
+        self.gateway.r#return(asked).await?;
+        Ok(())
+    }
+
     /// Ends the build with an empty result.
     async fn finish(mut self) -> Result<()> {
-        let result = Some(wire::Result::default());
-        let asked = self.call(ReturnRequest { result, error: None })?;
-        self.gateway.r#return(asked).await?;
+        self.give(wire::Result::default()).await?;
         self.solve.join_next().await.context("no build")??.map_err(Into::into)
     }
 }
@@ -210,7 +215,8 @@ fn processes_run_in_a_container_and_talk() -> Result<()> {
         let mut exec = build.stream().await?;
         // The first process is the container's; others join it.
         exec.init("1", "cat > /got; echo first ends >&2; exit 3", false).await?;
-        exec.init("2", "cat /data/in; echo new > /data/new; echo root > /made; cd /; pwd; echo $PATH", false).await?;
+        exec.init("2", "cat /data/in; echo new > /data/new; echo root > /made; cd /; pwd; echo $PATH", false)
+            .await?;
         let told = exec.done("2").await?;
         assert_eq!(told.stdout, "mounted\n/\n/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n");
         assert_eq!((told.code, told.error.as_str()), (Some(0), ""));
@@ -280,6 +286,42 @@ fn terminals_have_sizes_and_signals_arrive() -> Result<()> {
         let told = exec.done("s").await?;
         assert_eq!((told.stdout.as_str(), told.code), ("ready\ncaught\n", Some(9)));
         build.release().await?;
+        build.finish().await
+    })
+}
+
+#[test]
+fn inputs_reach_a_frontend_image() -> Result<()> {
+    let image = dockerfile_frontend()?;
+    let site = Site::new(&[])?;
+    run(async {
+        let mut build = Build::start(&site).await?;
+        let file = |name: &str, text: &str| -> Result<pb::Definition> {
+            let state = State::scratch().file(FileActions::new().mkfile(name, 0o644, text));
+            Ok(state.marshal(&Constraints::default())?)
+        };
+        let opts = [("source", image), ("context:other", "input:given")];
+        let inputs = [
+            ("dockerfile", file("/Dockerfile", "FROM scratch\nCOPY --from=other /in /out\n")?),
+            ("context", file("/unused", "")?),
+            ("given", file("/in", "from an input")?),
+        ];
+        let id = build
+            .ask(wire::SolveRequest {
+                frontend: "gateway.v0".into(),
+                frontend_opt: opts.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+                frontend_inputs: inputs.map(|(k, v)| (k.to_owned(), v)).into(),
+                ..Default::default()
+            })
+            .await?;
+        let asked = ReadFileRequest { r#ref: id, file_path: "/out".into(), ..Default::default() };
+        let asked = build.call(asked)?;
+        assert_eq!(build.gateway.read_file(asked).await?.into_inner().data, b"from an input");
+        // What is returned has to be the build's.
+        let reference = wire::Ref { id: "nonsense".into(), def: None };
+        let wrong = wire::Result { result: Some(wire::result::Result::Ref(reference)), ..Default::default() };
+        let refused = build.give(wrong).await.err().context("taken all the same")?;
+        assert!(refused.to_string().contains("no such ref: nonsense"), "{refused}");
         build.finish().await
     })
 }

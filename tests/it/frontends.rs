@@ -10,7 +10,7 @@ use kiln_tests::{Binaries, Daemon, DaemonOptions, Finished, write_script, write_
 use crate::support::{LIMIT, Site, check_contains, hub, mounts_below, processes_with, run, unique};
 
 /// The image of the Dockerfile frontend; made by the first test that asks.
-fn dockerfile_frontend() -> Result<&'static str> {
+pub(crate) fn dockerfile_frontend() -> Result<&'static str> {
     static IMAGE: OnceLock<String> = OnceLock::new();
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,6 +140,11 @@ fn broken_frontends_say_what_is_wrong() -> Result<()> {
             "garbage",
             "while :; do echo garbage; done",
             vec!["frontend grpc server closed unexpectedly", "gRPC"],
+        ),
+        (
+            "metadata",
+            "cd /run/config/buildkit/metadata && test -s frontend.bin && ! touch x && echo $BUILDKIT_WORKERS >&2; exit 6",
+            vec!["exit code: 6", "\"platforms\":[{\"architecture\":"],
         ),
         ("fork", "(while :; do sleep 1; done) & exit 5", vec!["exit code: 5"]),
     ] {
