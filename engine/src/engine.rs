@@ -282,6 +282,9 @@ impl Engine {
 
     /// Stops all work and waits for it.
     pub async fn close(&self) {
+        let builds: Vec<_> = self.builds().values().filter_map(Weak::upgrade).collect();
+        builds.iter().for_each(|build| build.cancel.cancel());
+        drop(builds);
         self.inner.solver.close().await;
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
@@ -302,7 +305,10 @@ impl Engine {
             return Ok(result);
         }
         if request.frontend.is_empty() {
-            return returned.await.unwrap_or(Err(Error::Cancelled));
+            return tokio::select! {
+                result = returned => result.unwrap_or(Err(Error::Cancelled)),
+                () = bridge.state.cancel.cancelled() => Err(Error::Cancelled),
+            };
         }
         let (attrs, inputs) = (request.attrs.clone(), request.inputs.clone());
         bridge.run_frontend(&request.frontend, attrs, inputs).await.map_err(Error::Frontend)

@@ -407,3 +407,21 @@ fn what_is_wrong_with_a_container_is_said() -> Result<()> {
         build.finish().await
     })
 }
+
+#[test]
+fn a_daemon_that_stops_ends_containers() -> Result<()> {
+    let mut site = Site::new(&[])?;
+    let mark = unique()?;
+    run(async {
+        let mut build = Build::start(&site).await?;
+        build.container(Vec::new()).await?;
+        let mut exec = build.stream().await?;
+        exec.init("1", &format!("echo up; sleep 1000; : {mark}"), false).await?;
+        exec.wait_for("1", "up").await?;
+        // The client is still there, and waits.
+        ensure!(site.daemon.stop()? == Some(0), "the daemon did not end well");
+        Ok(())
+    })?;
+    assert!(processes_with(&mark)?.is_empty() && mounts_below(&site.daemon.root())?.is_empty());
+    Ok(())
+}
