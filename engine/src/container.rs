@@ -170,27 +170,8 @@ impl Container {
         Ok(Self { state, id, name: request.id, op, mounted, phase, released, mounts_in_use, keeper })
     }
 
-    /// Runs a process to its end. `started` is told when it may be spoken to.
-    ///
-    /// # Errors
-    /// What keeps it from starting. An exit code is none.
-    ///
-    /// # Cancel safety
-    /// Dropped, the process ends soon after, and if it was the first, the container with it.
-    pub async fn run(
-        &self,
-        process: ContainerProcess,
-        io: ProcessIo,
-        started: oneshot::Sender<()>,
-    ) -> Result<Exit> {
-        let spec = self.spec(process).await?;
-        let cancel = self.released.child_token();
-        let _end = cancel.clone().drop_guard();
-        let in_use = self.mounts_in_use.clone().read_owned().await;
-        if cancel.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        let (executor, id) = (self.state.worker.executor.clone(), self.id.clone());
+    /// Takes the place of the next process. The first one's is the container itself, which ends with it.
+    pub fn next_process(self: &Arc<Self>) -> ProcessPlace {
         let is_first = self.phase.send_if_modified(|phase| {
             let is_first = *phase == Phase::New;
             if is_first {
@@ -198,37 +179,7 @@ impl Container {
             }
             is_first
         });
-        if !is_first {
-            let mut phase = self.phase.subscribe();
-            // The sender is this container's.
-            let reached = phase.wait_for(|phase| *phase != Phase::Starting).await;
-            if reached.is_ok_and(|phase| *phase == Phase::Ended) {
-                let ended = kiln_executor::Error::ContainerStopped { id: self.name.clone() };
-                return Err(Error::request(ended.to_string()));
-            }
-            let _gone = started.send(());
-            // Whoever waits for it may leave; it is ended in good order all the same.
-            let task = self.state.tasks.spawn(async move {
-                let exit = executor.exec(&id, spec, io, cancel).await;
-                drop(in_use);
-                exit
-            });
-            return task.await.map_err(|_| Error::Cancelled)?.map_err(run_error);
-        }
-        let _ended = Ended(&self.phase);
-        let (up, is_up) = oneshot::channel();
-        let Mounted { root, others } = self.mounted.clone();
-        let task = self.state.tasks.spawn(async move {
-            let exit = executor.run(&id, root, others, spec, io, Some(up), cancel).await;
-            drop(in_use);
-            exit
-        });
-        // Not sent, it has ended without a start, and says why below.
-        if is_up.await.is_ok() {
-            self.phase.send_replace(Phase::Running);
-            let _gone = started.send(());
-        }
-        task.await.map_err(|_| Error::Cancelled)?.map_err(run_error)
+        ProcessPlace { container: self.clone(), is_first }
     }
 
     async fn spec(&self, process: ContainerProcess) -> Result<kiln_executor::ProcessSpec> {
@@ -348,12 +299,75 @@ impl Drop for Container {
     }
 }
 
-/// Says that the first process has ended, however it did.
-struct Ended<'a>(&'a watch::Sender<Phase>);
+/// The place of one process in a container.
+#[derive(Debug)]
+pub struct ProcessPlace {
+    container: Arc<Container>,
+    is_first: bool,
+}
 
-impl Drop for Ended<'_> {
+impl ProcessPlace {
+    /// Runs the process to its end. `started` is told when it may be spoken to.
+    ///
+    /// # Errors
+    /// What keeps it from starting. An exit code is none.
+    ///
+    /// # Cancel safety
+    /// Dropped, the process ends soon after, and if it was the first, the container with it.
+    pub async fn run(
+        self,
+        process: ContainerProcess,
+        io: ProcessIo,
+        started: oneshot::Sender<()>,
+    ) -> Result<Exit> {
+        let container = &self.container;
+        let spec = container.spec(process).await?;
+        let cancel = container.released.child_token();
+        let _end = cancel.clone().drop_guard();
+        let in_use = container.mounts_in_use.clone().read_owned().await;
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let tasks = &container.state.tasks;
+        let (executor, id) = (container.state.worker.executor.clone(), container.id.clone());
+        if !self.is_first {
+            let mut phase = container.phase.subscribe();
+            // The sender is the container's.
+            let reached = phase.wait_for(|phase| *phase != Phase::Starting).await;
+            if reached.is_ok_and(|phase| *phase == Phase::Ended) {
+                let ended = kiln_executor::Error::ContainerStopped { id: container.name.clone() };
+                return Err(Error::request(ended.to_string()));
+            }
+            let _gone = started.send(());
+            // Whoever waits for it may leave; it is ended in good order all the same.
+            let task = tasks.spawn(async move {
+                let exit = executor.exec(&id, spec, io, cancel).await;
+                drop(in_use);
+                exit
+            });
+            return task.await.map_err(|_| Error::Cancelled)?.map_err(run_error);
+        }
+        let (up, is_up) = oneshot::channel();
+        let Mounted { root, others } = container.mounted.clone();
+        let task = tasks.spawn(async move {
+            let exit = executor.run(&id, root, others, spec, io, Some(up), cancel).await;
+            drop(in_use);
+            exit
+        });
+        // Not sent, it has ended without a start, and says why below.
+        if is_up.await.is_ok() {
+            container.phase.send_replace(Phase::Running);
+            let _gone = started.send(());
+        }
+        task.await.map_err(|_| Error::Cancelled)?.map_err(run_error)
+    }
+}
+
+impl Drop for ProcessPlace {
     fn drop(&mut self) {
-        self.0.send_replace(Phase::Ended);
+        if self.is_first {
+            self.container.phase.send_replace(Phase::Ended);
+        }
     }
 }
 

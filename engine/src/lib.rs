@@ -34,7 +34,7 @@ mod secrets;
 mod worker;
 
 pub use crate::build::BuildBridge;
-pub use crate::container::{Container, ContainerMount, ContainerProcess, ContainerRequest};
+pub use crate::container::{Container, ContainerMount, ContainerProcess, ContainerRequest, ProcessPlace};
 pub use crate::engine::{BuildRequest, BuildResponse, CacheSpec, Engine, ExporterSpec};
 pub use crate::error::{BoxError, Error, ExecError, FrontendExit, Result};
 pub use crate::frontends::{BridgeServer, FrontendImages, Frontends};

@@ -4,7 +4,6 @@
 //! order. What a process does ends it and not the stream; what the client does wrong ends the stream.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use kiln_api::errdetails::{self, Detail};
@@ -14,7 +13,7 @@ use kiln_api::gateway::{
     StartedMessage,
 };
 use kiln_api::{pb, rpc};
-use kiln_engine::{BuildBridge, Container, ContainerProcess, Error, Exit, Output, ProcessIo, WindowSize};
+use kiln_engine::{BuildBridge, ContainerProcess, Error, Exit, Output, ProcessIo, ProcessPlace, WindowSize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -148,7 +147,8 @@ impl Stream {
         });
         self.processes.insert(id.clone(), Process { stdin, resize, signals });
         let running = Running { id, fds, outgoing: self.outgoing.clone() };
-        self.running.spawn(running.run(container, process, io, chunks));
+        // Its place is taken here, so that processes have theirs in the order in which they were asked for.
+        self.running.spawn(running.run(container.next_process(), process, io, chunks));
         Ok(())
     }
 }
@@ -190,13 +190,13 @@ impl Running {
     /// Runs it to its end; its id.
     async fn run(
         self,
-        container: Arc<Container>,
+        place: ProcessPlace,
         process: ContainerProcess,
         io: ProcessIo,
         mut chunks: mpsc::Receiver<Output>,
     ) -> String {
         let (started, is_started) = oneshot::channel();
-        let running = container.run(process, io, started);
+        let running = place.run(process, io, started);
         let telling = async {
             // Dropped unsent, it never started, and the client is told so by its exit.
             let _unsent = is_started.await;
