@@ -106,6 +106,8 @@ pub(crate) async fn run(inner: Weak<Inner>, cancel: CancellationToken, interval:
             remove(&inner).await?;
             if ticked {
                 count_uses(&inner).await?;
+                end_makings(&inner)?;
+                inner.db().restock();
                 checkpoint(&inner).await?;
             }
             Ok::<(), Error>(())
@@ -162,6 +164,16 @@ async fn count_uses(inner: &Arc<Inner>) -> Result<()> {
         .await
 }
 
+/// What a row names by now is not being made any more.
+fn end_makings(inner: &Arc<Inner>) -> Result<()> {
+    for snapshot in inner.making.all() {
+        if inner.db().read(|connection| rows::snapshot_is_named(connection, &snapshot))? {
+            inner.making.end(&snapshot);
+        }
+    }
+    Ok(())
+}
+
 /// Removes snapshots and blobs that no row and nobody in this process names.
 pub(crate) async fn remove(inner: &Arc<Inner>) -> Result<()> {
     let (snapshots, blobs) = {
@@ -175,6 +187,7 @@ pub(crate) async fn remove(inner: &Arc<Inner>) -> Result<()> {
         if let Err(error) = inner.snapshotter().remove(&snapshot).await {
             tracing::warn!(%snapshot, %error, "a snapshot could not be removed; the next start tries again");
         }
+        inner.making.end(&snapshot);
     }
     if blobs.is_empty() {
         return Ok(());

@@ -56,6 +56,12 @@ fn policy(kiln_cache::GcPolicy(policy): &kiln_cache::GcPolicy) -> GcPolicy {
     }
 }
 
+/// What the stores have lost.
+pub(crate) fn losses(losses: kiln_cache::Losses) -> kiln_api::kiln::Losses {
+    let kiln_cache::Losses { snapshots, blobs, records } = losses;
+    kiln_api::kiln::Losses { snapshots, blobs, records }
+}
+
 /// Nanoseconds of the wire; none if zero or below.
 pub(crate) fn duration(nanoseconds: i64) -> Option<Duration> {
     u64::try_from(nanoseconds).ok().filter(|n| *n > 0).map(Duration::from_nanos)

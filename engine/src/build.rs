@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::caller::Caller;
 use crate::caps;
-use crate::convert;
+use crate::convert::{self, Origins};
 use crate::engine::CacheSpec;
 use crate::error::{Error, Result, chain};
 use crate::frontends::Frontends;
@@ -81,22 +81,25 @@ impl BuildState {
             load::load(definition, &options).await.map_err(|error| not_loaded(definition, error))?;
         ops::nested::set_apart(&mut loaded, depth);
         ops::set_apart_directories(&mut loaded, &self.info.session_id);
+        let origins = Origins::of(&loaded);
         let graph =
             ops::graph(&self.worker, &loaded, &self.resolutions, depth).map_err(|error| match error {
                 Error::Vertex { vertex, message, .. } => {
-                    Error::Vertex { vertex, sources: convert::sources(definition, &loaded, vertex), message }
+                    Error::Vertex { vertex, sources: origins.sources(definition, vertex), message }
                 }
                 error => error,
             })?;
         let edge = ops::edge(loaded.edge)?;
         self.note_resources(&loaded);
         self.prune_caches(&loaded).await?;
+        // Builds take long, and the graph has all that it needs.
+        drop(loaded);
         let solved = tokio::select! {
             solved = self.job.build(graph, vec![edge]) => solved,
             () = self.cancel.cancelled() => return Err(Error::Cancelled),
         };
         let mut results = solved.map_err(|source| {
-            let sources = source.vertex().map(|v| convert::sources(definition, &loaded, v));
+            let sources = source.vertex().map(|v| origins.sources(definition, v));
             Error::Solve { sources: sources.unwrap_or_default(), source }
         })?;
         results.pop().ok_or_else(|| Error::request("the solver returned no result"))
@@ -173,6 +176,11 @@ impl BuildBridge {
     /// Id of the build.
     pub fn id(&self) -> &str {
         &self.state.id
+    }
+
+    /// Completes when the build has ended, or is about to.
+    pub async fn ended(&self) {
+        self.state.cancel.cancelled().await;
     }
 
     /// The worker it runs on.

@@ -400,7 +400,13 @@ async fn keep(
     };
     let is_ready = prepared.is_ok();
     if ready.send(prepared).is_ok() && is_ready {
-        held.released.cancelled().await;
+        tokio::select! {
+            () = held.released.cancelled() => {}
+            full = mounts.out_of_space() => {
+                tracing::warn!(error = %full, "the disk is full: a container of a frontend or client has to end");
+                held.released.cancel();
+            }
+        }
         let _unused = held.in_use.write().await;
     }
     drop(mounts.close().await);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use kiln_content::CodecPool;
+use kiln_content::{CodecPool, Descriptor};
 use kiln_digest::Digest;
 use kiln_exporter::{RegistryPusher, Tools};
 use kiln_frontend::{FrontendResult, References};
@@ -110,6 +110,10 @@ pub struct CacheSpec {
 pub struct BuildResponse {
     /// Keys of the exporters and the frontend.
     pub exporter_response: BTreeMap<String, String>,
+    /// What the frontend said beside its result.
+    pub metadata: BTreeMap<String, Vec<u8>>,
+    /// The top documents of what was exported, by the places of their exporters in the request.
+    pub results: BTreeMap<usize, Descriptor>,
 }
 
 impl Engine {

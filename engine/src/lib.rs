@@ -38,7 +38,7 @@ pub use crate::container::{Container, ContainerMount, ContainerProcess, Containe
 pub use crate::engine::{BuildRequest, BuildResponse, CacheSpec, Engine, ExporterSpec};
 pub use crate::error::{BoxError, Error, ExecError, FrontendExit, Result};
 pub use crate::frontends::{BridgeServer, FrontendImages, Frontends};
-pub use crate::limits::BuildLimits;
+pub use crate::limits::{BuildLimits, parse_duration};
 pub use crate::reference::SolvedRef;
 pub use crate::worker::Worker;
 pub use kiln_executor::{Exit, Output, ProcessIo, WindowSize};

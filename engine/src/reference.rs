@@ -7,7 +7,7 @@ use kiln_cache::Ref;
 use kiln_frontend::{Error as FrontendError, FileRange, FileStat, Reference};
 use kiln_llb::pb;
 use kiln_rootdir::Root;
-use kiln_solver::CachedResult;
+use kiln_solver::{CachedResult, ResultRef};
 use tokio::sync::OnceCell;
 
 use crate::build::BuildState;
@@ -15,11 +15,16 @@ use crate::error::{Error, chain};
 use crate::files;
 use crate::ops::common;
 
+/// How often a result that was found lost is made again.
+const MAX_LOST: usize = 8;
+
 /// The result of a definition, not solved before somebody reads it.
 pub struct SolvedRef {
     build: Arc<BuildState>,
     definition: pb::Definition,
     solved: OnceCell<CachedResult>,
+    /// What was solved, or what was made instead once it was found lost.
+    read: OnceCell<CachedResult>,
 }
 
 impl std::fmt::Debug for SolvedRef {
@@ -33,7 +38,7 @@ impl std::fmt::Debug for SolvedRef {
 
 impl SolvedRef {
     pub(crate) fn new(build: Arc<BuildState>, definition: pb::Definition) -> Self {
-        Self { build, definition, solved: OnceCell::new() }
+        Self { build, definition, solved: OnceCell::new(), read: OnceCell::new() }
     }
 
     /// Solves it, once.
@@ -41,14 +46,23 @@ impl SolvedRef {
         self.solved.get_or_try_init(|| self.build.solve_definition(&self.definition)).await
     }
 
-    /// The filesystem state; `None` is an empty one.
+    /// The filesystem state, looked at before it is read; `None` is an empty one.
     pub(crate) async fn state(&self) -> Result<Option<Ref>, Error> {
-        let solved = self.solve().await?;
-        solved
-            .result
-            .as_ref()
-            .map(|r| common::state(r).map_err(|e| Error::request(e.to_string())))
-            .transpose()
+        let state = |result: &ResultRef| common::state(result).map_err(|e| Error::request(e.to_string()));
+        let whole = self.read.get_or_try_init(|| async {
+            let mut solved = self.solve().await?.clone();
+            for _again in 0..MAX_LOST {
+                let Some(result) = &solved.result else { break };
+                match state(result)?.verify().await {
+                    Err(error) if error.is_lost() => self.build.job.lost(result),
+                    // What else is wrong shows when it is read.
+                    _ => break,
+                }
+                solved = self.build.solve_definition(&self.definition).await?;
+            }
+            Ok::<_, Error>(solved)
+        });
+        whole.await?.result.as_ref().map(state).transpose()
     }
 
     /// Does something with the root of the state, off the runtime.

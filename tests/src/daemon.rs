@@ -18,6 +18,8 @@ pub struct DaemonOptions {
     pub config: String,
     /// More environment variables.
     pub env: Vec<(String, String)>,
+    /// Its root is here, and stays.
+    pub root: Option<PathBuf>,
     /// Its root is a filesystem of its own with this many MiB.
     pub disk: Option<u32>,
 }
@@ -54,7 +56,7 @@ impl Daemon {
 
     /// Its root directory.
     pub fn root(&self) -> PathBuf {
-        self.dir().join("root")
+        self.options.root.clone().unwrap_or_else(|| self.dir().join("root"))
     }
 
     /// Its address.

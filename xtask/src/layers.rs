@@ -94,6 +94,8 @@ const TABLE: &[(&str, &[&str])] = &[
         &[
             "kiln-api",
             "kiln-cache",
+            "kiln-content",
+            "kiln-digest",
             "kiln-engine",
             "kiln-frontend",
             "kiln-llb",

@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Directory of the daemon's state.
     #[arg(long)]
     pub(crate) root: Option<PathBuf>,
+    /// Compare the catalogue with the stores, print what is found, and end; `repair` also mends it.
+    #[arg(long, value_name = "look|repair", num_args = 0..=1, require_equals = true, default_missing_value = "look", value_parser = ["look", "repair"])]
+    pub(crate) fsck: Option<String>,
     /// Listening address (repeatable): unix://PATH, tcp://HOST:PORT or fd://.
     #[arg(long)]
     pub(crate) addr: Vec<String>,

@@ -45,6 +45,11 @@ pub(crate) struct Kiln {
     pub(crate) silence_timeout: Option<ConfigDuration>,
     #[serde(rename = "buildTimeout")]
     pub(crate) build_timeout: Option<ConfigDuration>,
+    #[serde(rename = "hardMinFreeSpace")]
+    pub(crate) hard_min_free_space: Option<DiskSpace>,
+    /// A number, or a share of all.
+    #[serde(rename = "hardMinFreeInodes")]
+    pub(crate) hard_min_free_inodes: Option<DiskSpace>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -261,7 +266,6 @@ impl File {
         note(self.cdi.disabled == Some(false), "cdi.disabled");
         note(!self.cdi.spec_dirs.is_empty(), "cdi.specDirs");
         note(!self.cdi.auto_allowed.is_empty(), "cdi.autoAllowed");
-        note(self.history.is_some(), "history");
         note(self.cache.is_some(), "cache");
         note(self.system.platforms_cache_max_age.is_some(), "system.platformsCacheMaxAge");
         for (name, worker) in [("oci", &self.worker.oci), ("containerd", &self.worker.containerd)] {
@@ -360,6 +364,8 @@ insecure-entitlements = [ "network.host", "security.insecure", "device" ]
   stepTimeout = "2h"
   silenceTimeout = 600
   buildTimeout = "6h"
+  hardMinFreeSpace = "512MB"
+  hardMinFreeInodes = "2%"
 "#;
 
     #[test]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
 mod compose;
 mod config;
 mod listen;
@@ -71,7 +72,10 @@ fn run(args: &Args) -> Result<()> {
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
-    let outcome = runtime.block_on(compose::serve(settings));
+    let outcome = match args.fsck.as_deref() {
+        Some(how) => runtime.block_on(check::run(&settings, how == "repair")),
+        None => runtime.block_on(compose::serve(settings)),
+    };
     // Blocking work that ignores its cancellation must not keep the process from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     outcome

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
-use crate::config::{Dns, File, GcPolicy, Kiln, Registry, Worker};
+use crate::config::{Dns, File, GcPolicy, History, Kiln, Registry, Worker};
 use crate::units::{ConfigDuration, DiskSpace};
 
 /// Environment variable read by the daemon itself besides those that flags name.
@@ -30,6 +30,14 @@ pub(crate) enum NetworkMode {
     Host,
 }
 
+/// How snapshots are stacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SnapshotterChoice {
+    Auto,
+    Overlayfs,
+    Native,
+}
+
 /// Everything the composition in `main` needs, checked.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -45,6 +53,7 @@ pub(crate) struct Settings {
     pub(crate) platforms: Vec<String>,
     pub(crate) network: NetworkMode,
     pub(crate) runtime: Option<String>,
+    pub(crate) snapshotter: SnapshotterChoice,
     pub(crate) cgroup_parent: Option<String>,
     pub(crate) max_parallelism: Option<usize>,
     pub(crate) gc: bool,
@@ -56,7 +65,11 @@ pub(crate) struct Settings {
     pub(crate) dockerfile_frontend: bool,
     pub(crate) gateway_frontend: bool,
     pub(crate) allowed_frontends: Vec<String>,
+    pub(crate) hard_min_free_space: Option<DiskSpace>,
+    pub(crate) hard_min_free_inodes: Option<DiskSpace>,
     pub(crate) limits: Limits,
+    /// Age and number of the records of builds that stay.
+    pub(crate) history: Option<(Duration, usize)>,
     /// Flags and keys that were given and change nothing yet.
     pub(crate) without_effect: Vec<String>,
 }
@@ -171,6 +184,7 @@ impl Settings {
             worker_labels,
             platforms,
             network,
+            snapshotter: snapshotter(args, &oci)?,
             runtime: args.oci_worker_binary.clone().or(oci.binary.clone()),
             cgroup_parent: oci.default_cgroup_parent.clone(),
             max_parallelism,
@@ -183,9 +197,24 @@ impl Settings {
             dockerfile_frontend: file.frontend.dockerfile.enabled.unwrap_or(true),
             gateway_frontend: file.frontend.gateway.enabled.unwrap_or(true),
             allowed_frontends: file.frontend.gateway.allowed_repositories,
+            hard_min_free_space: file.kiln.hard_min_free_space,
+            hard_min_free_inodes: file.kiln.hard_min_free_inodes,
             limits: limits(file.kiln)?,
+            history: file.history.map(history).transpose()?,
             without_effect,
         })
+    }
+}
+
+fn snapshotter(args: &Args, oci: &Worker) -> Result<SnapshotterChoice> {
+    match args.oci_worker_snapshotter.as_deref().or(oci.snapshotter.as_deref()).unwrap_or("auto") {
+        "auto" => Ok(SnapshotterChoice::Auto),
+        "overlayfs" => Ok(SnapshotterChoice::Overlayfs),
+        "native" => Ok(SnapshotterChoice::Native),
+        name @ ("fuse-overlayfs" | "stargz") => {
+            bail!("snapshotter `{name}` is not supported yet: use `auto`, `overlayfs` or `native`")
+        }
+        other => bail!("unknown snapshotter name: {other:?}"),
     }
 }
 
@@ -214,13 +243,6 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
     if file.worker.containerd.enabled == Some(true) {
         bail!("the containerd worker is not supported yet: remove worker.containerd.enabled");
     }
-    match args.oci_worker_snapshotter.as_deref().or(oci.snapshotter.as_deref()).unwrap_or("auto") {
-        "auto" | "overlayfs" => {}
-        name @ ("native" | "fuse-overlayfs" | "stargz") => {
-            bail!("snapshotter `{name}` is not supported yet: use `auto` or `overlayfs`")
-        }
-        other => bail!("unknown snapshotter name: {other:?}"),
-    }
     if args.oci_worker_proxy_snapshotter_path.is_some() || oci.proxy_snapshotter_path.is_some() {
         bail!("external snapshotters (proxySnapshotterPath) are not supported yet");
     }
@@ -243,6 +265,14 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
         bail!("proxy network provider is not available");
     }
     Ok(())
+}
+
+/// Where the table is there, a key that is left out is zero.
+fn history(history: History) -> Result<(Duration, usize)> {
+    let count = history.max_entries.unwrap_or_default();
+    let count = usize::try_from(count)
+        .with_context(|| format!("history.maxEntries is {count}: use a number from 0 up"))?;
+    Ok((history.max_age.map(|age| age.0).unwrap_or_default(), count))
 }
 
 fn limits(kiln: Kiln) -> Result<Limits> {

@@ -47,10 +47,15 @@ pub(super) async fn serve(
     use futures::StreamExt as _;
     let mut stream =
         Stream { bridge, outgoing: outgoing.clone(), processes: HashMap::new(), running: JoinSet::new() };
+    let ended = stream.bridge.clone();
     let mut is_open = true;
     while is_open || !stream.running.is_empty() {
         tokio::select! {
             () = outgoing.closed() => return,
+            () = ended.ended() => {
+                let _gone = outgoing.send(Err(Status::cancelled("the build has ended"))).await;
+                return;
+            }
             message = incoming.next(), if is_open => {
                 let handled = match message {
                     None => {

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use kiln_cache::{MutableRef, RecordOptions, RecordType};
 use kiln_digest::Digest;
-use kiln_executor::{ContainerId, Exit, StepMount};
+use kiln_executor::{ContainerId, Executor, Exit, ProcessIo, ProcessSpec, StepMount};
 use kiln_frontend::{Error as FrontendError, FrontendRequest, FrontendResult};
 use kiln_solver::{OpError, VertexDigest};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::build::{BuildBridge, BuildState};
 use crate::caller::Caller;
@@ -72,12 +73,44 @@ struct Run<'a> {
 /// What was seen of a process until it ended.
 struct Seen {
     exit: Result<Exit, kiln_executor::Error>,
+    /// The disk was full, and it had to stop.
+    full: Option<kiln_cache::Error>,
     returned: Option<Result<FrontendResult>>,
     /// It was killed because it went on after it had returned.
     lingered: bool,
     /// Why nobody listened to it any more, if that came first.
     server: Option<String>,
     last_words: String,
+}
+
+/// What a process uses. It is given back once the process has ended, whoever waits for that.
+struct Used {
+    root: MutableRef,
+    mount: StepMount,
+    metadata: Metadata,
+}
+
+impl Used {
+    /// Runs the process, and stops it if the disk is full.
+    async fn run(
+        self,
+        executor: Arc<dyn Executor>,
+        id: ContainerId,
+        spec: ProcessSpec,
+        io: ProcessIo,
+        stop: CancellationToken,
+    ) -> (Result<Exit, kiln_executor::Error>, Option<kiln_cache::Error>) {
+        let mounts = vec![self.metadata.mount()];
+        let running = executor.run(&id, self.mount.clone(), mounts, spec, io, None, stop.clone());
+        tokio::pin!(running);
+        tokio::select! {
+            exit = &mut running => (exit, None),
+            full = self.root.out_of_space() => {
+                stop.cancel();
+                (running.await, Some(full))
+            }
+        }
+    }
 }
 
 impl Run<'_> {
@@ -93,9 +126,8 @@ impl Run<'_> {
         let (scratch, definition) = (worker.scratch.clone(), self.image.definition.clone());
         let made = tokio::task::spawn_blocking(move || Metadata::make(&scratch, &definition)).await;
         let metadata = made.map_err(|e| internal(&e))?.map_err(|e| internal(&e))?;
-        let seen =
-            self.follow(bridge, request, StepMount::snapshot("/", mount), metadata.mount(), result).await?;
-        drop((root, metadata));
+        let used = Used { root, mount: StepMount::snapshot("/", mount), metadata };
+        let seen = self.follow(bridge, request, used, result).await?;
         self.judge(seen)
     }
 
@@ -124,8 +156,7 @@ impl Run<'_> {
         &self,
         bridge: BuildBridge,
         request: &FrontendRequest,
-        root: StepMount,
-        metadata: StepMount,
+        used: Used,
         mut result: oneshot::Receiver<Result<FrontendResult>>,
     ) -> Result<Seen, FrontendError> {
         let id = ContainerId::new(common::random_id()).map_err(|error| internal(&error))?;
@@ -133,8 +164,8 @@ impl Run<'_> {
         let (mut streams, io, connection) = Streams::new(&self.image.name);
         let cancel = self.state.cancel.child_token();
         let _end = cancel.clone().drop_guard();
-        let running =
-            self.state.worker.executor.run(&id, root, vec![metadata], spec, io, None, cancel.clone());
+        let executor = self.state.worker.executor.clone();
+        let running = self.state.tasks.spawn(used.run(executor, id, spec, io, cancel.clone()));
         let mut serving = self.images.server.serve(bridge, connection);
         let (mut server, mut served) = (None, false);
         let (mut exit, mut returned, mut lingered) = (None, None, false);
@@ -147,7 +178,7 @@ impl Run<'_> {
             while exit.is_none() || !pumped {
                 tokio::select! {
                     ended = &mut running, if exit.is_none() => {
-                        exit = Some(ended);
+                        exit = Some(ended.unwrap_or((Err(kiln_executor::Error::Interrupted), None)));
                         deadline.as_mut().reset(Instant::now() + SERVER_GRACE);
                     }
                     ended = &mut serving, if !served => {
@@ -175,15 +206,18 @@ impl Run<'_> {
         }
         drop(serving);
         let returned = returned.or_else(|| result.try_recv().ok());
-        let exit = exit.unwrap_or(Err(kiln_executor::Error::Interrupted));
-        Ok(Seen { exit, returned, lingered, server, last_words: streams.last_words() })
+        let (exit, full) = exit.unwrap_or((Err(kiln_executor::Error::Interrupted), None));
+        Ok(Seen { exit, full, returned, lingered, server, last_words: streams.last_words() })
     }
 
     /// What a process that has ended comes to. An error that it returned says more than its exit code, and a bad exit
     /// makes a result doubtful.
     fn judge(&self, seen: Seen) -> Result<FrontendResult, FrontendError> {
         let image = &self.image.name;
-        let Seen { exit, returned, lingered, server, last_words } = seen;
+        let Seen { exit, full, returned, lingered, server, last_words } = seen;
+        if let Some(full) = full {
+            return Err(internal(&full).context(format!("frontend image `{image}` had to stop")));
+        }
         match (returned, exit, server) {
             (Some(Err(error)), _, _) => Err(solve_error(error)),
             (Some(Ok(result)), Ok(exit), _) if exit.code == 0 => Ok(result),

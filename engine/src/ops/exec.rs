@@ -11,6 +11,7 @@ use kiln_executor::{
 use kiln_llb::pb;
 use kiln_solver::{OpContext, OpError, ResultRef, Slot, Stream, VertexDigest};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::ExecError;
 use crate::lending::{self, Lending};
@@ -52,7 +53,17 @@ impl Action for ExecOp {
             mounts.prepare().await?;
             let process = self.process(cx, &lending).await?;
             let root = mounts.root.take().ok_or_else(|| OpError::failed(ExecError::NoRoot))?;
-            self.run(cx, root, std::mem::take(&mut mounts.others), process).await
+            let others = std::mem::take(&mut mounts.others);
+            let stop = cx.cancel.child_token();
+            let running = self.run(cx, &stop, root, others, process);
+            tokio::pin!(running);
+            tokio::select! {
+                ended = &mut running => ended,
+                full = mounts.out_of_space() => {
+                    stop.cancel();
+                    running.await.map_err(|_stopped| OpError::failed(full))
+                }
+            }
         };
         let outcome = outcome.await;
         let prepared = mounts.close().await;
@@ -143,6 +154,7 @@ impl ExecOp {
     async fn run(
         &self,
         cx: &OpContext,
+        stop: &CancellationToken,
         root: StepMount,
         mounts: Vec<StepMount>,
         process: ProcessSpec,
@@ -150,15 +162,8 @@ impl ExecOp {
         let id = ContainerId::new(common::random_id()).map_err(OpError::failed)?;
         let (output, mut chunks) = mpsc::channel(OUTPUT_CHUNKS);
         let args = process.args.join(" ");
-        let running = self.worker.executor.run(
-            &id,
-            root,
-            mounts,
-            process,
-            ProcessIo::new(output),
-            None,
-            cx.cancel.clone(),
-        );
+        let running =
+            self.worker.executor.run(&id, root, mounts, process, ProcessIo::new(output), None, stop.clone());
         let logging = async {
             while let Some(chunk) = chunks.recv().await {
                 match chunk {

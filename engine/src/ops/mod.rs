@@ -125,7 +125,7 @@ fn action(
     Ok(match &vertex.op.op {
         Some(Kind::Exec(op)) => Box::new(exec::ExecOp {
             worker: worker.clone(),
-            op: op.clone(),
+            op: (**op).clone(),
             resources: vertex.linux_resources.clone(),
             vertex: VertexDigest(vertex.digest.digest()),
         }),

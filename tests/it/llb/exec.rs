@@ -12,7 +12,7 @@ use crate::support::{LIMIT, Site, check_contains, mounts_below, processes_with, 
 fn exec_op(script: &str, mounts: Vec<pb::Mount>) -> pb::op::Op {
     let args = ["/bin/sh", "-ec", script].map(String::from).to_vec();
     let meta = pb::Meta { args, cwd: "/".into(), remove_mount_stubs_recursive: true, ..pb::Meta::default() };
-    pb::op::Op::Exec(pb::ExecOp { meta: Some(meta), mounts, ..pb::ExecOp::default() })
+    pb::op::Op::Exec(Box::new(pb::ExecOp { meta: Some(meta), mounts, ..pb::ExecOp::default() }))
 }
 
 fn mount(dest: &str, input: i64, output: i64) -> pb::Mount {

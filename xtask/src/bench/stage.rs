@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use kiln_tests::{Binaries, Daemon, DaemonOptions};
+use kiln_tests::{Binaries, Daemon, DaemonOptions, Finished};
 
 use super::lab::Lab;
 
@@ -19,6 +19,10 @@ use super::lab::Lab;
 const BUILD_LIMIT: Duration = Duration::from_secs(300);
 /// How long a daemon has had nothing to do when its memory is read.
 const IDLE: Duration = Duration::from_secs(1);
+/// Solves between looks whether something else has ended.
+const AT_ONCE: usize = 25;
+/// When the collector has looked for the first time, which it does a second after the start.
+const FIRST_COLLECTION: Duration = Duration::from_secs(3);
 
 /// A daemon with an empty root, and a directory for what it exports. Dropped, both are gone.
 #[derive(Debug)]
@@ -26,6 +30,7 @@ pub(super) struct Stage<'a> {
     pub(super) lab: &'a Lab,
     /// Seconds from the start of the process until its socket accepted.
     pub(super) startup: f64,
+    binaries: &'a Binaries,
     daemon: Daemon,
     out: tempfile::TempDir,
     noted: Cell<Disk>,
@@ -65,13 +70,14 @@ impl Disk {
 
 impl<'a> Stage<'a> {
     /// Starts a daemon of `binaries`.
-    pub(super) fn start(lab: &'a Lab, binaries: &Binaries) -> Result<Self> {
+    pub(super) fn start(lab: &'a Lab, binaries: &'a Binaries) -> Result<Self> {
         let out = tempfile::Builder::new().prefix("kiln-bench-out-").tempdir()?;
         // Only the worker that the scenarios are about, also where a containerd runs.
         let args = ["--oci-worker=true", "--containerd-worker=false"].map(String::from).to_vec();
         let start = Instant::now();
         let daemon = Daemon::start(binaries, DaemonOptions { args, ..DaemonOptions::default() })?;
-        Ok(Self { lab, startup: start.elapsed().as_secs_f64(), daemon, out, noted: Cell::default() })
+        let startup = start.elapsed().as_secs_f64();
+        Ok(Self { lab, startup, binaries, daemon, out, noted: Cell::default() })
     }
 
     /// Solves the lab's definition `name` so many times over one connection; the seconds of each.
@@ -82,6 +88,30 @@ impl<'a> Stage<'a> {
     /// The same, and the middle one of the seconds.
     pub(super) fn median_solve(&self, name: &str, times: usize) -> Result<f64> {
         self.solve(name, times).and_then(middle)
+    }
+
+    /// The same, and what all but one in a hundred of the seconds are below.
+    pub(super) fn p99_solve(&self, name: &str, times: usize) -> Result<f64> {
+        self.solve(name, times).and_then(p99)
+    }
+
+    /// The same, for solves beside a removal of all records that `filter` is about.
+    pub(super) fn p99_solve_while_pruning(&self, name: &str, filter: &str) -> Result<f64> {
+        let removed = self.out.path().join("removed");
+        let mut prune = self.daemon.buildctl();
+        prune.args(["prune", "--all", "--format={{json .}}", "--filter", filter]);
+        let mut prune = prune.stdout(std::fs::File::create(&removed)?).spawn()?;
+        let mut all = Vec::new();
+        while prune.try_wait()?.is_none() {
+            all.extend(self.solve(name, AT_ONCE)?);
+        }
+        let status = prune.wait()?;
+        let count = std::fs::read_to_string(removed)?.lines().count();
+        eprintln!("{count} records pruned beside {} builds", all.len());
+        if !status.success() || count == 0 {
+            bail!("nothing was pruned: {status}");
+        }
+        p99(all)
     }
 
     /// Builds the lab's context `name` so many times over one connection; the middle one of the seconds of each.
@@ -97,7 +127,7 @@ impl<'a> Stage<'a> {
     }
 
     fn measure(&self, options: &[&str], what: &[&OsStr]) -> Result<Vec<f64>> {
-        let mut client = Command::new(&self.lab.client);
+        let mut client = Command::new(self.lab.program("measure"));
         client.arg(self.daemon.address()).args(options).args(what);
         let stdout = self.out.path().join("stdout");
         self.bounded(&client, std::fs::File::create(&stdout)?)?;
@@ -139,6 +169,35 @@ impl<'a> Stage<'a> {
         let dest: PathBuf = self.out.path().join("image.tar");
         let output = format!("--output=type=oci,dest={},compression={compression}", dest.display());
         self.build(context, &[&output])
+    }
+
+    /// Starts a daemon on a catalogue of so many records: seconds until its socket accepts, and its resident memory in
+    /// MiB after the collector has looked for the first time.
+    pub(super) fn start_filled(&self, records: u32) -> Result<(f64, f64)> {
+        let root = Some(self.lab.filled(records));
+        let start = Instant::now();
+        let daemon = Daemon::start(self.binaries, DaemonOptions { root, ..DaemonOptions::default() })?;
+        let took = start.elapsed().as_secs_f64();
+        std::thread::sleep(FIRST_COLLECTION);
+        let pid = daemon.pid().context("the daemon is gone")?;
+        Ok((took, status_kib(pid, "VmRSS:") as f64 / 1024.0))
+    }
+
+    /// Seconds that one look-up, one insert and one removal take in a catalogue of so many records.
+    pub(super) fn catalogue_costs(&self, records: u32) -> Result<[f64; 3]> {
+        let mut cost = Command::new(self.lab.program("catalogue"));
+        let out = Finished::run(cost.arg("cost").arg(self.lab.filled(records).join("kiln")))?.success()?;
+        let numbers: Vec<f64> = out.stdout.lines().map(str::parse).collect::<Result<_, _>>()?;
+        numbers.try_into().map_err(|_| anyhow::anyhow!("not three numbers:\n{}", out.stdout))
+    }
+
+    /// Removes every record; the seconds it took.
+    pub(super) fn prune(&self) -> Result<f64> {
+        let start = Instant::now();
+        let pruned = self.daemon.run(&["prune", "--all", "--format={{json .}}"])?.success()?;
+        let took = start.elapsed().as_secs_f64();
+        eprintln!("{} records pruned", pruned.stdout.lines().count());
+        Ok(took)
     }
 
     /// Resident memory of the daemon and its helpers after a moment without work, in MiB.
@@ -195,6 +254,11 @@ fn children(pid: u32) -> Vec<u32> {
 fn middle(mut values: Vec<f64>) -> Result<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().context("the client measured nothing")
+}
+
+fn p99(mut values: Vec<f64>) -> Result<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() * 99 / 100).copied().context("the client measured nothing")
 }
 
 fn tail(text: &str) -> String {

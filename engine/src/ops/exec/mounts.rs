@@ -20,7 +20,7 @@ pub(crate) enum Prepared {
     /// The input again is a result.
     Passed(Option<Ref>),
     /// No result; the directory lives as long as the step.
-    Held(#[expect(dead_code, reason = "holds the directory for the time of the step")] MutableRef),
+    Held(MutableRef),
     /// No result; the input lives as long as the step.
     Kept(#[expect(dead_code, reason = "holds the input for the time of the step")] Option<Ref>),
 }
@@ -94,6 +94,19 @@ impl<'a> StepMounts<'a> {
         // A directory that is a result may have no other holder.
         drop(self.caches);
         self.prepared.into_iter().flatten().collect()
+    }
+
+    /// Resolves when the step has to stop because the disk is full; says so.
+    pub(crate) async fn out_of_space(&self) -> kiln_cache::Error {
+        let writers = self.prepared.iter().flatten().filter_map(|prepared| match prepared {
+            Prepared::Writable(mutable) | Prepared::Held(mutable) => Some(Box::pin(mutable.out_of_space())),
+            Prepared::Passed(_) | Prepared::Kept(_) => None,
+        });
+        let writers: Vec<_> = writers.collect();
+        if writers.is_empty() {
+            return std::future::pending().await;
+        }
+        futures::future::select_all(writers).await.0
     }
 
     async fn one(&mut self, mount: &pb::Mount, dest: &str) -> Result<Option<Prepared>, OpError> {
