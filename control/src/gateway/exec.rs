@@ -53,7 +53,8 @@ pub(super) async fn serve(
         tokio::select! {
             () = outgoing.closed() => return,
             () = ended.ended() => {
-                let _gone = outgoing.send(Err(Status::cancelled("the build has ended"))).await;
+                // A client that has not taken what came before has no use for this either.
+                let _full = outgoing.try_send(Err(Status::cancelled("the build has ended")));
                 return;
             }
             message = incoming.next(), if is_open => {
