@@ -22,6 +22,8 @@ use crate::{
 pub(crate) struct Janitor {
     work: Mutex<Work>,
     wake: Arc<Notify>,
+    /// One at a time removes: whoever comes second waits until the first has made the room.
+    removing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -176,6 +178,7 @@ fn end_makings(inner: &Arc<Inner>) -> Result<()> {
 
 /// Removes snapshots and blobs that no row and nobody in this process names.
 pub(crate) async fn remove(inner: &Arc<Inner>) -> Result<()> {
+    let _one_at_a_time = inner.janitor.removing.lock().await;
     let (snapshots, blobs) = {
         let mut work = inner.janitor.work();
         (std::mem::take(&mut work.snapshots), std::mem::take(&mut work.blobs))

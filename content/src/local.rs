@@ -112,7 +112,8 @@ impl LocalStore {
             kept_as: Some(digest),
         };
         let mut buffer = vec![0; READ];
-        while kept {
+        // One that was not kept is empty.
+        loop {
             let read = io::Read::read(&mut file, &mut buffer).map_err(Error::io("read ingest", &path))?;
             if read == 0 {
                 break;

@@ -14,7 +14,7 @@ mod reason;
 mod service;
 mod status;
 
-pub use crate::gateway::Gateway;
+pub use crate::gateway::{FrontendServer, Gateway};
 pub use crate::service::{Control, ControlOptions, Version};
 
 #[cfg(doctest)]

@@ -33,9 +33,9 @@ use crate::{convert, errors, status};
 /// Requests are at most this large. That is four times what the reference takes, for definitions: the largest that is
 /// loaded, of 100 000 vertices, has 25 MiB and more. A request is decoded before anything of it is looked at, into
 /// a few times its size as a rule, so this also bounds what a client can make the daemon hold.
-const MAX_REQUEST: usize = 64 << 20;
+pub(crate) const MAX_REQUEST: usize = 64 << 20;
 /// Answers are at most this large, because clients take no more.
-const MAX_ANSWER: usize = 16 << 20;
+pub(crate) const MAX_ANSWER: usize = 16 << 20;
 /// How long a status call waits for a build that has not begun.
 const JOB_WAIT: Duration = Duration::from_secs(6);
 /// Responses on their way to a slow client; when it is full, the stream waits (progress itself is kept by the job).
@@ -85,9 +85,13 @@ impl Control {
 
     /// The gateway service, for clients that drive builds themselves.
     pub fn gateway_server(&self) -> LlbBridgeServer<Gateway> {
-        LlbBridgeServer::new(Gateway::new(self.engine.clone(), self.options.version.clone()))
-            .max_decoding_message_size(MAX_REQUEST)
-            .max_encoding_message_size(MAX_ANSWER)
+        LlbBridgeServer::new(Gateway::new(
+            self.engine.clone(),
+            self.options.version.clone(),
+            self.tasks.clone(),
+        ))
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_ANSWER)
     }
 
     /// The service of the catalogue, which only our own clients know.

@@ -1,5 +1,7 @@
 //! Errors of ops and builds.
 
+use std::fmt;
+
 use kiln_solver::VertexDigest;
 
 /// Any error, kept as a cause.
@@ -109,6 +111,30 @@ pub enum ExecError {
     Device(String),
 }
 
+/// How a frontend that ran as a process ended without a result that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendExit {
+    /// Its image.
+    pub image: String,
+    /// The exit code; 255 if it is not known.
+    pub code: i32,
+    /// The kernel killed something because memory ran out.
+    pub oom: bool,
+    /// The end of what it wrote on standard error.
+    pub last_words: String,
+}
+
+impl fmt::Display for FrontendExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frontend image `{}` did not complete successfully: ", self.image)?;
+        f.write_str(&exit_text(self.code, self.oom))?;
+        match self.last_words.as_str() {
+            "" => Ok(()),
+            words => write!(f, "; it said last: {words}"),
+        }
+    }
+}
+
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -143,9 +169,23 @@ pub enum Error {
     /// The frontend failed.
     #[error("{}", .0.chain())]
     Frontend(kiln_frontend::Error),
-    /// What the client that drives the build ended it with.
+    /// What the client that drives the build, or a frontend, ended it with.
+    #[error("{source}")]
+    Client {
+        /// Its error.
+        source: BoxError,
+        /// Places in the input that it names.
+        places: Vec<kiln_frontend::ErrorSource>,
+    },
+    /// A caller has a container of that id.
+    #[error("Container {id} already exists")]
+    ContainerExists {
+        /// The id.
+        id: String,
+    },
+    /// A frontend that ran as a process ended in a bad way.
     #[error("{0}")]
-    Client(#[source] BoxError),
+    FrontendExit(FrontendExit),
     /// An export failed.
     #[error("{0}")]
     Export(#[source] BoxError),

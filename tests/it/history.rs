@@ -98,7 +98,7 @@ fn builds_are_on_record_whatever_becomes_of_them() -> Result<()> {
         .and_then(|line| line.split("digest:\"").nth(1)?.split('"').next())
         .with_context(|| told.clone())?;
     let manifest = site.daemon.run(&["debug", "get", digest])?.success()?.stdout;
-    check_contains(&manifest, &["\"schemaVersion\":2"]);
+    check_contains(&manifest, &["\"schemaVersion\": 2"]);
     // What a record has stays, also when all of the cache goes.
     site.daemon.run(&["prune", "--all"])?.success()?;
     check_contains(&logs(&site, &done)?, &["said by the step"]);

@@ -2,11 +2,13 @@
 
 mod cache;
 mod cancel;
+mod containers;
 mod crash;
 mod daemon;
 mod dockerfiles;
 mod errors;
 mod exporters;
+mod frontends;
 mod history;
 mod hostile;
 mod images;

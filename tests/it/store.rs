@@ -169,7 +169,7 @@ fn native_snapshots_are_as_good() -> Result<()> {
     let again = native.local(&[])?;
     assert_eq!(again.tree()?, tree);
     crate::support::check_outcomes(&again.log, &[("RUN cat /d/*", "CACHED")]);
-    fsck(&native, &["--digests"])?.success()?;
+    fsck(&native, &["--repair", "--digests"])?.success()?;
     assert!(!native.daemon.log().contains("panicked"), "{}", native.daemon.log());
     Ok(())
 }

@@ -65,6 +65,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ),
     ("kiln-frontend", &["kiln-llb"]),
     ("kiln-frontend-dockerfile", &["kiln-digest", "kiln-frontend", "kiln-llb", "kiln-patterns"]),
+    ("kiln-frontend-process", &["kiln-api", "kiln-frontend", "kiln-llb"]),
+    ("dockerfile-frontend", &["kiln-frontend-dockerfile", "kiln-frontend-process"]),
     (
         "kiln-engine",
         &[

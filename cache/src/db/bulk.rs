@@ -53,6 +53,9 @@ fn select(connection: &Connection, with: &str, id: Option<&str>) -> Result<Vec<R
         places.insert(seq, found.len());
         found.push(record);
     }
+    // Which ones these are is found out once.
+    let listed = format!("{:?}", places.keys().collect::<Vec<_>>());
+    let (with, id) = if with == ALL { (ALL, None) } else { (LISTED, Some(listed.as_str())) };
     let sql = format!(
         "{with} SELECT p.record, p.position, p.parent FROM up CROSS JOIN parents p ON p.record = up.seq
              ORDER BY p.record, p.position"

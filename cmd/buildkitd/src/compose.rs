@@ -1,6 +1,6 @@
 //! The daemon put together: stores, catalogue, runtime, engine, services.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use kiln_cache::{BuildRetention, CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions, Room};
 use kiln_content::LocalStore;
-use kiln_control::{Control, ControlOptions, Version};
-use kiln_engine::{BuildLimits, Engine, Worker};
+use kiln_control::{Control, ControlOptions, FrontendServer, Version};
+use kiln_engine::{BuildLimits, Engine, FrontendImages, Frontends, Worker};
 use kiln_executor::{Devices, DnsConfig, NoDevices};
-use kiln_frontend::Frontend;
 use kiln_frontend_dockerfile::DockerfileFrontend;
-use kiln_registry::{Config, HostConfig, KeyPair, Registry};
+use kiln_registry::{Config, HostConfig, KeyPair, Reference, Registry};
 use kiln_session::Sessions;
 use kiln_snapshot::{NativeSnapshotter, OverlaySnapshotter, Snapshotter};
 use kiln_solver::SolverOptions;
@@ -137,13 +136,13 @@ impl Parts {
         limits.step = settings.limits.step;
         limits.silence = settings.limits.silence;
         limits.build = settings.limits.build;
-        let engine = Engine::limited(worker, options, frontends(settings), limits);
         let version = Version {
             package: PACKAGE.to_owned(),
             version: VERSION.to_owned(),
             revision: "kiln".to_owned(),
             dockerfile_version: DOCKERFILE_VERSION.to_owned(),
         };
+        let engine = Engine::limited(worker, options, frontends(settings, &version)?, limits);
         let retention = settings
             .history
             .map_or_else(BuildRetention::default, |(age, count)| BuildRetention { age, count });
@@ -217,15 +216,27 @@ fn devices(settings: &Settings) -> Arc<dyn Devices> {
     }
 }
 
-fn frontends(settings: &Settings) -> BTreeMap<String, Arc<dyn Frontend>> {
-    let mut frontends: BTreeMap<String, Arc<dyn Frontend>> = BTreeMap::new();
+fn frontends(settings: &Settings, version: &Version) -> Result<Frontends> {
+    let mut frontends = Frontends::default();
     if settings.dockerfile_frontend {
-        frontends.insert(kiln_frontend_dockerfile::NAME.to_owned(), Arc::new(DockerfileFrontend));
+        frontends.builtin.insert(kiln_frontend_dockerfile::NAME.to_owned(), Arc::new(DockerfileFrontend));
     }
-    if !settings.gateway_frontend {
-        tracing::debug!("the gateway frontend is off");
+    if settings.gateway_frontend {
+        let server = FrontendServer { version: version.clone() };
+        let mut images = FrontendImages::new(Arc::new(server), Arc::new(DockerfileFrontend));
+        images.allowed = settings
+            .allowed_frontends
+            .iter()
+            .map(|text| {
+                let parsed = Reference::parse(text);
+                let parsed =
+                    parsed.with_context(|| format!("invalid repository in allowedRepositories: `{text}`"));
+                parsed.map(|reference| reference.name())
+            })
+            .collect::<Result<BTreeSet<_>>>()?;
+        frontends.images = Some(images);
     }
-    frontends
+    Ok(frontends)
 }
 
 fn labels(settings: &Settings, snapshotter: &str, executor: &RuncExecutor) -> BTreeMap<String, String> {

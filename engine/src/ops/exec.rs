@@ -1,7 +1,7 @@
 //! The exec op: one process over mounts, whose changes are the results.
 
 mod emulation;
-mod mounts;
+pub(crate) mod mounts;
 
 use std::sync::Arc;
 
@@ -96,7 +96,8 @@ impl Action for ExecOp {
 }
 
 impl ExecOp {
-    async fn process(&self, cx: &OpContext, lending: &Lending) -> Result<ProcessSpec, OpError> {
+    /// The process, with what waiting clients lend it.
+    pub(crate) async fn process(&self, cx: &OpContext, lending: &Lending) -> Result<ProcessSpec, OpError> {
         let meta = self.op.meta.clone().unwrap_or_default();
         let mut env = meta.env;
         for (names, value) in proxies(meta.proxy_env.as_ref()) {

@@ -2,7 +2,7 @@
 
 mod combine;
 pub(crate) mod common;
-mod exec;
+pub(crate) mod exec;
 mod file;
 mod keyed;
 pub(crate) mod nested;
