@@ -111,16 +111,15 @@ impl LocalStore {
             expected: Some((digest, size)),
             kept_as: Some(digest),
         };
-        if kept {
-            let mut buffer = vec![0; READ];
-            loop {
-                let read = io::Read::read(&mut file, &mut buffer).map_err(Error::io("read ingest", &path))?;
-                if read == 0 {
-                    break;
-                }
-                ingest.hasher.update(buffer.get(..read).unwrap_or_default());
-                ingest.written += read as u64;
+        let mut buffer = vec![0; READ];
+        // One that was not kept is empty.
+        loop {
+            let read = io::Read::read(&mut file, &mut buffer).map_err(Error::io("read ingest", &path))?;
+            if read == 0 {
+                break;
             }
+            ingest.hasher.update(buffer.get(..read).unwrap_or_default());
+            ingest.written += read as u64;
         }
         if ingest.written > size {
             file.set_len(0).map_err(Error::io("empty ingest", &path))?;
