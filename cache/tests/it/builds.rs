@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use kiln_cache::{BuildRecord, BuildRetention};
-use kiln_content::{ContentStore as _, ContentStoreExt as _};
+use kiln_content::ContentStoreExt as _;
 
 use crate::support::Fixture;
 
