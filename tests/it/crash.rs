@@ -236,7 +236,9 @@ fn a_daemon_killed_at_any_moment_loses_nothing() -> Result<()> {
     let median = starts[starts.len() / 2];
     if std::env::var_os(KILLS).is_some() {
         let (completed, slowest) = (lock(&done).len(), starts[starts.len() - 1]);
-        eprintln!("{kills} kills, {completed} builds completed; starts: median {median:?}, slowest {slowest:?}");
+        eprintln!(
+            "{kills} kills, {completed} builds completed; starts: median {median:?}, slowest {slowest:?}"
+        );
     }
     ensure!(median < START, "half of the starts took longer than {median:?}: {starts:?}");
     ensure!(lock(&done).len() > kills as usize / 4, "hardly anything was completed");
