@@ -28,6 +28,7 @@ mod live;
 mod manager;
 mod memos;
 mod mutable;
+mod named;
 mod provider;
 mod prune;
 mod record;

@@ -10,6 +10,8 @@ use kiln_executor::Executor;
 use kiln_llb::pb;
 use kiln_registry::Registry;
 use kiln_session::Sessions;
+use kiln_source::git::Git;
+use kiln_source::http::Http;
 use kiln_source::image::Images;
 
 /// The ports of one backend, filled in by the daemon's composition.
@@ -29,6 +31,10 @@ pub struct Worker {
     pub executor: Arc<dyn Executor>,
     /// Registries.
     pub registry: Registry,
+    /// Web servers.
+    pub http: Http,
+    /// Git repositories.
+    pub git: Git,
     /// Clients.
     pub sessions: Sessions,
     /// A directory for what steps need while they run.

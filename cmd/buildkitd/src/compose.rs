@@ -18,6 +18,8 @@ use kiln_registry::{Config, HostConfig, KeyPair, Registry};
 use kiln_session::Sessions;
 use kiln_snapshot::OverlaySnapshotter;
 use kiln_solver::SolverOptions;
+use kiln_source::git::{Git, GitOptions};
+use kiln_source::http::{Http, HttpOptions};
 use kiln_worker_runc::{RuncExecutor, RuncOptions};
 use rustix::fs::FlockOperation;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -115,6 +117,8 @@ impl Parts {
             content,
             executor: Arc::new(executor.clone()),
             registry,
+            http: Http::new(cache.clone(), http_options()),
+            git: Git::new(cache.clone(), GitOptions::new(&scratch)),
             sessions: sessions.clone(),
             scratch,
             entitlements: settings.entitlements.clone(),
@@ -137,6 +141,12 @@ impl Parts {
         let control = Control::new(engine.clone(), ControlOptions { version, gc_policies: policies.clone() });
         Ok(Self { engine, control, cache, sessions, executor, policies })
     }
+}
+
+fn http_options() -> HttpOptions {
+    let mut options = HttpOptions::default();
+    options.user_agent = format!("buildkit/{VERSION}");
+    options
 }
 
 async fn open_executor(settings: &Settings, state: &Path) -> Result<RuncExecutor> {
