@@ -262,6 +262,14 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// Files that `git` needs could not be made ready.
+    #[error("failed to make {what} ready")]
+    Files {
+        /// What they are.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// No client that waits forwards the agent.
     #[error("no SSH key {id:?} forwarded from the client")]
     NoAgent {
@@ -303,6 +311,10 @@ pub enum Error {
 impl Error {
     pub(crate) fn attribute(what: &'static str, value: &str) -> Self {
         Self::Attribute { what, value: value.chars().take(200).collect() }
+    }
+
+    pub(crate) fn files(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Files { what, source }
     }
 
     /// Whether it was for want of something that another client may be able to lend.

@@ -12,6 +12,10 @@ use crate::git::request::{GitRequest, Mtime};
 
 /// Submodules, all the way down, without history.
 const SUBMODULES: [&str; 6] = ["submodule", "update", "--init", "--recursive", "--depth=1", "--progress"];
+/// Where a repository says what its submodules are.
+const LIST: &str = ".gitmodules";
+/// The longest such list, in bytes; `git` itself warns of longer ones.
+const MAX_LIST: usize = 1 << 20;
 const GIT_DIR: &str = ".git";
 /// Directories in directories, beyond these, are not looked into.
 const MAX_DEPTH: usize = 512;
@@ -68,15 +72,17 @@ async fn files_alone(
     // What was checked out last is no part of this.
     let index = repository.path.join("index");
     crate::blocking(move || match std::fs::remove_file(index) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::Start { what: "a checkout".to_owned(), source })
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::files("a checkout")(error)),
         _ => Ok(()),
     })
     .await?;
     runner.run(Reach::Local, target, &["read-tree", commit]).await?.success()?;
     runner.run(Reach::Local, target, &["checkout-index", "--all", "--force"]).await?.success()?;
-    submodules(&runner, request, target).await
+    if has_submodules(request, target)? {
+        repository.expect_submodules(target.join(LIST)).await?;
+        submodules(&runner, target).await?;
+    }
+    Ok(())
 }
 
 /// The files and a repository of their own, which knows nothing of this machine.
@@ -100,7 +106,9 @@ async fn with_repository(
     local(&["fetch", "--quiet", "-u", "--depth=1", "--no-tags", "--", "origin", wanted]).await?;
     local(&["checkout", "--quiet", "--force", "FETCH_HEAD"]).await?;
     local(&["remote", "set-url", "origin", request.remote.as_str()]).await?;
-    submodules(runner, request, target).await?;
+    if has_submodules(request, target)? {
+        submodules(runner, target).await?;
+    }
     local(&["reflog", "expire", "--all", "--expire=now"]).await?;
     let leftover = target.join(GIT_DIR).join("FETCH_HEAD");
     crate::blocking(move || {
@@ -111,11 +119,19 @@ async fn with_repository(
     .await
 }
 
-async fn submodules(runner: &Runner<'_>, request: &GitRequest, target: &Path) -> Result<()> {
-    let is_file = std::fs::symlink_metadata(target.join(".gitmodules")).is_ok_and(|found| found.is_file());
-    if request.skip_submodules || !is_file {
-        return Ok(());
+fn has_submodules(request: &GitRequest, target: &Path) -> Result<bool> {
+    match std::fs::symlink_metadata(target.join(LIST)) {
+        Ok(found) if found.is_file() && !request.skip_submodules => {
+            if found.len() > MAX_LIST as u64 {
+                return Err(Error::GitOutput { what: LIST.to_owned(), limit: MAX_LIST });
+            }
+            Ok(true)
+        }
+        _ => Ok(false),
     }
+}
+
+async fn submodules(runner: &Runner<'_>, target: &Path) -> Result<()> {
     runner.run(Reach::Network, target, &SUBMODULES).await?.success().map(drop)
 }
 

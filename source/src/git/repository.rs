@@ -15,6 +15,13 @@ const UNADVERTISED: [&str; 3] = ["not our ref", "unadvertised object", "no such 
 /// What one says that gives whole histories only.
 const SHALLOW: [&str; 2] = ["depth", "shallow"];
 
+/// How the repository is configured; submodules are added to it.
+const CONFIG: &str = "config";
+/// The same before any were.
+const PRISTINE: &str = "config.kiln";
+/// The list of submodules of the last checkout.
+const SEEN: &str = "gitmodules.kiln";
+
 /// A bare repository, in use.
 #[derive(Debug)]
 pub(crate) struct Repository {
@@ -63,11 +70,35 @@ impl Repository {
 
     async fn init(&self, runner: &Runner<'_>, is_long: bool) -> Result<()> {
         let format = if is_long { "--object-format=sha256" } else { "--object-format=sha1" };
-        runner
-            .run(Reach::Local, &self.path, &["init", "--quiet", "--bare", format, "."])
-            .await?
-            .success()
-            .map(drop)
+        let args = ["init", "--quiet", "--bare", format, "."];
+        runner.run(Reach::Local, &self.path, &args).await?.success()?;
+        let (config, pristine) = (self.path.join(CONFIG), self.path.join(PRISTINE));
+        crate::blocking(move || {
+            std::fs::copy(config, pristine).map(drop).map_err(Error::files("a repository"))
+        })
+        .await
+    }
+
+    /// Makes it ready for the submodules that `list`, a file of a checkout, tells of. What is here of submodules is used
+    /// again only if the list is the one of the last checkout: addresses are remembered, and may have changed.
+    pub(crate) async fn expect_submodules(&self, list: PathBuf) -> Result<()> {
+        let path = self.path.clone();
+        crate::blocking(move || {
+            let failed = || Error::files("the list of submodules");
+            let wanted = std::fs::read(list).map_err(failed())?;
+            let seen = path.join(SEEN);
+            if std::fs::read(&seen).ok().as_deref() != Some(wanted.as_slice()) {
+                match std::fs::remove_dir_all(path.join("modules")) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(failed()(error));
+                    }
+                    _ => {}
+                }
+            }
+            std::fs::copy(path.join(PRISTINE), path.join(CONFIG)).map_err(failed())?;
+            std::fs::write(seen, wanted).map_err(failed())
+        })
+        .await
     }
 
     async fn is_sound(&self, runner: &Runner<'_>) -> Result<bool> {

@@ -169,12 +169,11 @@ impl Http {
     }
 
     async fn client(&self, url: &Url) -> Result<Client> {
-        let local = match url.host_str() {
-            Some(host) => {
-                host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-            }
-            None => false,
+        let is_loopback = |host: &str| {
+            let host = host.trim_matches(['[', ']']);
+            host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
         };
+        let local = url.host_str().is_some_and(is_loopback);
         let made = self.0.clients[usize::from(local)].get_or_try_init(|| async {
             let user_agent = self.0.options.user_agent.clone();
             match tokio::task::spawn_blocking(move || response::client(&user_agent, local)).await {
