@@ -89,7 +89,9 @@ fn choose(output: &str, name: &str) -> Option<Resolved> {
     let below = |prefix: &str| format!("{prefix}{}", name.strip_prefix(prefix).unwrap_or(name));
     [below("refs/"), below("refs/heads/"), below("refs/tags/")].into_iter().find_map(|full| {
         let object = (*lines.get(full.as_str())?).to_owned();
-        let peeled = lines.get(format!("{full}^{{}}").as_str()).map(|sha| (*sha).to_owned());
+        // The reference looks behind a tag only if it was asked for as one, and its keys tell.
+        let peeled = lines.get(format!("{full}^{{}}").as_str()).filter(|_| full == below("refs/tags/"));
+        let peeled = peeled.map(|sha| (*sha).to_owned());
         Some(Resolved { object, peeled, name: full })
     })
 }
@@ -118,6 +120,7 @@ mod tests {
             ("heads/main", Some((1, None, "refs/heads/main"))),
             ("both", Some((2, None, "refs/heads/both"))),
             ("tags/both", Some((3, None, "refs/tags/both"))),
+            ("tags/v1", Some((4, None, "refs/tags/v1"))),
             ("v1", Some((4, Some(5), "refs/tags/v1"))),
             ("refs/tags/v1", Some((4, Some(5), "refs/tags/v1"))),
             ("refs/pull/7/head", Some((6, None, "refs/pull/7/head"))),

@@ -225,7 +225,8 @@ impl Repository {
 
     /// When it was committed, in seconds since the epoch.
     pub(crate) async fn committed_at(&self, runner: &Runner<'_>, commit: &str) -> Result<i64> {
-        let args = ["show", "--no-patch", "--format=%ct", commit];
+        let commit = format!("{commit}^{{commit}}");
+        let args = ["show", "--no-patch", "--format=%ct", &commit];
         let output = self.git(runner, Reach::Local, &args).await?.success()?;
         output.trim().parse().map_err(|_| Error::attribute("time of a git commit", output.trim()))
     }
