@@ -379,3 +379,78 @@ fn a_branch_that_was_rewritten() -> Result<()> {
     assert_eq!(site.dockerfile(&deep, &[])?.read("g/f.txt")?, "rewritten");
     Ok(())
 }
+
+/// An agent of OpenSSH with one key. Dropped, it ends.
+struct Agent {
+    child: std::process::Child,
+    socket: PathBuf,
+    public: String,
+}
+
+impl Agent {
+    fn start(dir: &Path) -> Result<Self> {
+        let (key, socket) = (dir.join("key"), dir.join("agent"));
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "it", "-f"]).arg(&key);
+        Finished::run(&mut keygen)?.success()?;
+        let child = Command::new("ssh-agent")
+            .arg("-D")
+            .arg("-a")
+            .arg(&socket)
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        let agent = Self { child, socket, public: std::fs::read_to_string(key.with_extension("pub"))? };
+        kiln_tests::wait_for("the agent", crate::support::LIMIT, None, || agent.socket.exists())?;
+        Finished::run(Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &agent.socket))?
+            .success()?;
+        Ok(agent)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[test]
+fn keys_of_an_agent_are_lent() -> Result<()> {
+    let all = Repositories::standard()?;
+    let dir = tempfile::tempdir()?;
+    let agent = Agent::start(dir.path())?;
+    // Stands for the far side too: it notes how it was called and which keys it could use, and runs the command here.
+    let notes = dir.path().join("notes");
+    let bin = dir.path().join("bin");
+    std::fs::create_dir(&bin)?;
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >> {notes}\nssh-add -L >> {notes} 2>&1\nfor last; do :; done\nexec sh -c \"$last\"\n",
+        notes = notes.display()
+    );
+    kiln_tests::write_script(&bin.join("ssh"), &script)?;
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH")?);
+    let options = kiln_tests::DaemonOptions { env: vec![("PATH".to_owned(), path)], ..Default::default() };
+    let site = Site::with_options(&[], options)?;
+    let lent = format!("--ssh=default={}", agent.socket.display());
+    let bare = all.root.path().join("repo.git");
+    for url in
+        [format!("ssh://git@example.test{}", bare.display()), format!("git@example.test:{}", bare.display())]
+    {
+        let built = site.dockerfile(&format!("FROM scratch\nADD {url}#main /g/\n"), &[&lent])?;
+        assert_eq!(built.read("g/f.txt")?, "second");
+        let noted = std::fs::read_to_string(&notes)?;
+        let agents_key = agent.public.split(' ').nth(1).unwrap_or_default();
+        check_contains(&noted, &[agents_key, "git@example.test", "-F /dev/null", "git-upload-pack"]);
+        std::fs::remove_file(&notes)?;
+        let without = fails(&site, &format!("FROM scratch\nADD {url}#dev /g/\n"), &[])?;
+        check_contains(&without, &["no SSH key \"default\" forwarded from the client"]);
+    }
+    let left = Finished::run(Command::new("find").arg(site.daemon.root()).args([
+        "-name",
+        "git-*",
+        "-path",
+        "*scratch*",
+    ]))?;
+    assert_eq!(left.stdout, "", "no socket is left");
+    Ok(())
+}
