@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result};
+use kiln_llb::state::State;
 use kiln_tests::{DaemonOptions, End, Finished, WebResponse, WebServer};
 
 use crate::support::{Client, Site, check_contains, check_outcomes, run};
@@ -268,5 +269,37 @@ fn a_client_uploads_its_context() -> Result<()> {
     let finished: Finished = site.build(&[])?;
     assert_ne!(finished.code, 0);
     check_contains(&finished.stderr, &["Upload/Pull"]);
+    Ok(())
+}
+
+#[test]
+fn attributes_that_only_other_frontends_use() -> Result<()> {
+    let server = WebServer::start(|request| {
+        let header = |name: &str| request.headers.get(name).cloned().unwrap_or_default();
+        let seen = format!("{}|{}|{}", header("accept"), header("cookie"), header("authorization"));
+        WebResponse::ok(seen)
+    })?;
+    let site = Site::new(&[("secret", "Basic eDp5")])?;
+    let secret = format!("--secret=id=auth,src={}", site.context().join("secret").display());
+    let source = |attrs: &[(&str, &str)]| {
+        let source = kiln_llb::state::Source::http(&server.url("f"));
+        State::source(attrs.iter().fold(source, |source, (key, value)| source.attr(key, *value)))
+    };
+    let attrs = [
+        ("http.filename", "name"),
+        ("http.perm", "0640"),
+        ("http.uid", "3"),
+        ("http.header.accept", "text/x"),
+        ("http.header.cookie", "dropped"),
+        ("http.authheadersecret", "auth"),
+    ];
+    let built = site.llb(&source(&attrs), &[&secret])?;
+    assert_eq!(built.read("name")?, "text/x||Basic eDp5");
+    assert_eq!(built.path().join("name").metadata()?.mode() & 0o7777, 0o640);
+    let lacking = site.fails(&source(&attrs), &[])?;
+    check_contains(&lacking, &["secret auth: not found"]);
+    let signed = [("http.sig.pubkey", "k"), ("http.sig.signature", "s")];
+    let signed = site.fails(&source(&signed), &[])?;
+    check_contains(&signed, &["verifying the signature of an http source is not supported yet"]);
     Ok(())
 }
