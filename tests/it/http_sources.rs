@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use kiln_llb::state::State;
 use kiln_tests::{DaemonOptions, End, Finished, WebResponse, WebServer};
 
-use crate::support::{Client, Site, check_contains, check_outcomes, run};
+use crate::support::{Client, Site, check_contains, run};
 
 const DATE: &str = "Thu, 02 Jan 2020 03:04:05 GMT";
 const SECONDS: i64 = 1_577_934_245;
@@ -21,7 +21,7 @@ fn tagged(files: &[(&str, &str)]) -> Result<(WebServer, Arc<Mutex<BTreeMap<Strin
     let server = WebServer::start(move |request| {
         let files = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(content) = files.get(&request.target) else { return WebResponse::status(404) };
-        let etag = format!("\"{content}\"");
+        let etag = format!("\"{}\"", content.trim());
         let known = request.headers.get("if-none-match").is_some_and(|tags| tags.contains(&etag));
         let response = if known { WebResponse::status(304) } else { WebResponse::ok(content.as_str()) };
         response.header("ETag", format!("W/{etag}")).header("Last-Modified", DATE)
@@ -50,10 +50,9 @@ fn a_file_is_added_as_the_server_gives_it() -> Result<()> {
         a = server.url("dir/a.txt"),
         b = server.url("b"),
     );
-    let image = {
-        site.write(&[("Dockerfile", &dockerfile)])?;
-        site.image(&[])?.unpack()?
-    };
+    site.write(&[("Dockerfile", &dockerfile)])?;
+    let built = site.image(&[])?;
+    let image = built.unpack()?;
     let stat = |path: &str| -> Result<(u32, u32, u32, i64)> {
         let found = image.join(path).metadata().with_context(|| path.to_owned())?;
         Ok((found.mode() & 0o7777, found.uid(), found.gid(), found.mtime()))
@@ -78,11 +77,11 @@ fn a_file_is_fetched_again_only_when_it_has_changed() -> Result<()> {
     assert_eq!(server.take_log(), ["GET /f"]);
 
     let again = site.local(&[])?;
-    check_outcomes(&again.log, &[("ADD http", "CACHED")]);
+    check_contains(&again.log, &["CACHED"]);
     assert_eq!(server.take_log(), ["HEAD /f"], "only asked whether it has changed");
     site.daemon.stop()?;
     site.daemon.restart()?;
-    check_outcomes(&site.local(&[])?.log, &[("ADD http", "CACHED")]);
+    check_contains(&site.local(&[])?.log, &["CACHED"]);
     assert_eq!(server.take_log(), ["HEAD /f"]);
 
     set(&files, "f", "two");
