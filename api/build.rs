@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "fsutil.proto",
     "gateway.proto",
     "google/rpc/status.proto",
+    "kiln.proto",
     "policy.proto",
     "policysession.proto",
     "secrets.proto",

@@ -15,6 +15,7 @@ pub use crate::packages::containerd::services::content::v1 as content;
 pub use crate::packages::errdefs;
 pub use crate::packages::fsutil::types as fsutil;
 pub use crate::packages::google::rpc;
+pub use crate::packages::kiln::v1 as kiln;
 pub use crate::packages::moby::buildkit::secrets::v1 as secrets;
 pub use crate::packages::moby::buildkit::v1 as control;
 pub use crate::packages::moby::buildkit::v1::sourcepolicy::policysession;

@@ -26,6 +26,7 @@ pub(crate) async fn compare(
     let (lower_dirs, upper_dirs) =
         futures::future::try_join(dirs(lower, provider), dirs(upper, provider)).await?;
     let id = SnapshotId::new(RecordId::random().as_str())?;
+    inner.making.begin(&id);
     let to = inner.snapshotter().staging(&id).await?;
     let staged = Staged::new(inner, &id);
     let stopped = Arc::new(AtomicBool::new(false));

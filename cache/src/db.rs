@@ -3,9 +3,13 @@
 //! A write is a closure that runs in one transaction on the writer's thread, in the order of submission. Once
 //! submitted it runs to its end even when whoever asked for it has gone, so a transaction is never half done.
 
+pub(crate) mod builds;
 pub(crate) mod bulk;
+pub(crate) mod check;
 pub(crate) mod keys;
+pub(crate) mod leaves;
 pub(crate) mod memos;
+mod reserve;
 pub(crate) mod rows;
 mod schema;
 
@@ -26,6 +30,7 @@ use rusqlite::{
 };
 use tokio::sync::oneshot;
 
+use self::reserve::Reserve;
 use crate::{Error, Result};
 
 /// Writes waiting for the writer. At this bound, submitting blocks until the writer has caught up; a write takes tens
@@ -36,6 +41,9 @@ const IDLE_READERS: usize = 4;
 /// How long a connection waits for a lock that another process (`fsck`, a backup) holds.
 const BUSY: Duration = Duration::from_secs(10);
 
+/// Bytes of the log that are kept once its content is in the database.
+const LOG: i64 = 1 << 20;
+
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// The catalogue's database.
@@ -45,6 +53,7 @@ pub(crate) struct Database {
     jobs: Mutex<Option<SyncSender<Job>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     readers: Mutex<Vec<Connection>>,
+    reserve: Reserve,
     /// Writes submitted so far, and how many of them the last checkpoint covers.
     writes: AtomicU64,
     synced: AtomicU64,
@@ -53,11 +62,13 @@ pub(crate) struct Database {
 impl Database {
     /// Opens or makes the database and brings its schema up to date.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let mut connection = Connection::open(path)?;
-        configure(&connection)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "NORMAL")?;
-        schema::migrate(&mut connection, path)?;
+        let connection = match connect(path) {
+            Err(Error::Database(error)) if is_damaged(&error) => {
+                set_aside(path, &error)?;
+                connect(path)?
+            }
+            outcome => outcome?,
+        };
         let (jobs, queue) = sync_channel::<Job>(QUEUE);
         let writer = std::thread::Builder::new()
             .name("catalogue".into())
@@ -68,6 +79,7 @@ impl Database {
             jobs: Mutex::new(Some(jobs)),
             writer: Mutex::new(Some(writer)),
             readers: Mutex::default(),
+            reserve: Reserve::take(path),
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
         })
@@ -111,6 +123,22 @@ impl Database {
         Ok(answer)
     }
 
+    /// Takes back what the database may use on a full disk, when there is room for it again.
+    pub(crate) fn restock(&self) {
+        self.reserve.restock();
+    }
+
+    /// Makes everything written so far safe against a power loss, and the log short.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Box::new(move |connection| {
+            // A reader that is in the way only keeps the log long.
+            let flushed = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+            let _ = reply.send(flushed);
+        }))?;
+        Ok(answer.await.map_err(|_closed| Error::Closed)??)
+    }
+
     /// Writes submitted so far.
     pub(crate) fn writes(&self) -> u64 {
         self.writes.load(Ordering::Relaxed)
@@ -126,6 +154,7 @@ impl Database {
     }
 
     fn send(&self, job: Job) -> Result<()> {
+        self.reserve.release_if_full();
         self.writes.fetch_add(1, Ordering::Relaxed);
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Error::Closed)?;
         jobs.send(job).map_err(|_closed| Error::Closed)
@@ -181,6 +210,46 @@ impl Drop for Database {
     }
 }
 
+/// The connection that writes.
+fn connect(path: &Path) -> Result<Connection> {
+    let mut connection = Connection::open(path)?;
+    configure(&connection)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // The log gets as long as the longest time without a checkpoint takes; afterwards it need not stay so.
+    connection.pragma_update(None, "journal_size_limit", LOG)?;
+    schema::migrate(&mut connection, path)?;
+    schema::touch(&connection)?;
+    Ok(connection)
+}
+
+fn is_damaged(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+/// Moves a database that cannot be used out of the way: without one everything is a miss, with it nothing works.
+fn set_aside(path: &Path, error: &rusqlite::Error) -> Result<()> {
+    let mark = crate::RecordId::random();
+    for suffix in ["", "-wal", "-shm"] {
+        let mut from = path.as_os_str().to_owned();
+        from.push(suffix);
+        let mut to = from.clone();
+        to.push(format!(".{mark}.bak"));
+        match std::fs::rename(&from, &to) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(format!("set the damaged catalogue `{}` aside", path.display()))(
+                    error,
+                ));
+            }
+            _ => {}
+        }
+    }
+    let path = path.display();
+    tracing::error!(%path, %error, kept = %format!("{path}.{mark}.bak"), "the catalogue is damaged and begins anew");
+    Ok(())
+}
+
 fn configure(connection: &Connection) -> Result<()> {
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
@@ -210,6 +279,15 @@ pub(crate) fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>
         .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
         .query_row([key], |row| row.get(0))
         .optional()?)
+}
+
+/// What the ledger says that the snapshots of all records take: bytes and inodes.
+pub(crate) fn ledger(connection: &Connection) -> Result<(i64, i64)> {
+    let value = |key: &str| {
+        let mut statement = connection.prepare_cached("SELECT value FROM meta WHERE key = ?1")?;
+        Ok::<i64, Error>(statement.query_row([key], |row| row.get(0))?)
+    };
+    Ok((value("bytes")?, value("inodes")?))
 }
 
 /// Sets or removes a small fact.

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::record::RecordId;
+use crate::{record::RecordId, space::Room};
 
 /// The result of catalogue calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -85,6 +85,16 @@ pub enum Error {
         filter: String,
         /// Why not.
         reason: String,
+    },
+    /// Less of the disk is free than has to stay free.
+    #[error(
+        "no space left on device for builds: {free} are free, {floor} have to stay free, and nothing is left that no build uses; free some space, or set lower limits (kiln.hardMinFreeSpace, kiln.hardMinFreeInodes)"
+    )]
+    NoSpace {
+        /// What is free.
+        free: Room,
+        /// What has to be.
+        floor: Room,
     },
     /// Something this version does not do yet.
     #[error("unsupported: {0}")]

@@ -6,7 +6,7 @@
 
 use regex::Regex;
 
-use crate::{Error, Result, UsageRecord};
+use crate::{Error, RecordType, Result, UsageRecord};
 
 /// Text that one filter may have.
 const MAX_FILTER: usize = 16 * 1024;
@@ -41,6 +41,18 @@ pub(crate) enum Fields {
 impl Filters {
     pub(crate) fn parse(filters: &[String]) -> Result<Self> {
         filters.iter().map(|filter| Parser::new(filter)?.filter()).collect::<Result<_>>().map(Self)
+    }
+
+    /// The types that records must have to match, if every filter asks for one.
+    pub(crate) fn types(&self) -> Option<Vec<RecordType>> {
+        let of_filter = |all: &Vec<Selector>| {
+            all.iter().find_map(|selector| match &selector.test {
+                Test::Equal(name) if selector.field == "type" => Some(RecordType::parse(name)),
+                _ => None,
+            })
+        };
+        let types: Option<Vec<RecordType>> = self.0.iter().map(of_filter).collect();
+        types.filter(|types| !types.is_empty())
     }
 
     pub(crate) fn matches(&self, record: &UsageRecord, fields: Fields) -> bool {
@@ -188,7 +200,6 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::RecordType;
 
     fn record() -> UsageRecord {
         UsageRecord {
@@ -232,6 +243,22 @@ mod tests {
         check(&["description==\"mount / from exec, twice\""], true);
         check(&["description~=/exec, \\w+/"], true);
         check(&["labels.\"a b\""], false);
+    }
+
+    #[test]
+    fn types_are_known_beforehand_if_every_filter_has_one() {
+        let types = |filters: &[&str]| {
+            let filters: Vec<String> = filters.iter().map(ToString::to_string).collect();
+            Filters::parse(&filters).unwrap().types()
+        };
+        use RecordType::{CacheMount, LocalSource};
+        assert_eq!(
+            types(&["mutable,type==source.local", "type==exec.cachemount"]),
+            Some(vec![LocalSource, CacheMount])
+        );
+        assert_eq!(types(&["type==source.local", "mutable"]), None);
+        assert_eq!(types(&["type!=source.local"]), None);
+        assert_eq!(types(&[]), None);
     }
 
     #[test]

@@ -22,6 +22,8 @@ use crate::{
 pub(crate) struct Janitor {
     work: Mutex<Work>,
     wake: Arc<Notify>,
+    /// One at a time removes: whoever comes second waits until the first has made the room.
+    removing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +108,8 @@ pub(crate) async fn run(inner: Weak<Inner>, cancel: CancellationToken, interval:
             remove(&inner).await?;
             if ticked {
                 count_uses(&inner).await?;
+                end_makings(&inner)?;
+                inner.db().restock();
                 checkpoint(&inner).await?;
             }
             Ok::<(), Error>(())
@@ -162,8 +166,19 @@ async fn count_uses(inner: &Arc<Inner>) -> Result<()> {
         .await
 }
 
+/// What a row names by now is not being made any more.
+fn end_makings(inner: &Arc<Inner>) -> Result<()> {
+    for snapshot in inner.making.all() {
+        if inner.db().read(|connection| rows::snapshot_is_named(connection, &snapshot))? {
+            inner.making.end(&snapshot);
+        }
+    }
+    Ok(())
+}
+
 /// Removes snapshots and blobs that no row and nobody in this process names.
 pub(crate) async fn remove(inner: &Arc<Inner>) -> Result<()> {
+    let _one_at_a_time = inner.janitor.removing.lock().await;
     let (snapshots, blobs) = {
         let mut work = inner.janitor.work();
         (std::mem::take(&mut work.snapshots), std::mem::take(&mut work.blobs))
@@ -175,6 +190,7 @@ pub(crate) async fn remove(inner: &Arc<Inner>) -> Result<()> {
         if let Err(error) = inner.snapshotter().remove(&snapshot).await {
             tracing::warn!(%snapshot, %error, "a snapshot could not be removed; the next start tries again");
         }
+        inner.making.end(&snapshot);
     }
     if blobs.is_empty() {
         return Ok(());

@@ -29,6 +29,9 @@ use crate::{
 /// Results made here are preferred less than imported ones of the same age.
 const LOCAL_PRIORITY: u32 = 1;
 
+/// So many look-ups take longer than starting a thread that does half of them.
+const WORTH_A_THREAD: usize = 128;
+
 impl ResultValue for Ref {}
 
 impl CacheManager {
@@ -67,10 +70,24 @@ impl CacheKeys for CatalogueKeys {
         if let [one] = asked {
             return Ok(vec![self.query(one.deps, one.digest, one.output)?]);
         }
-        Ok(self.0.db().read(|connection| {
-            let _one_view = connection.unchecked_transaction()?;
-            asked.iter().map(|asked| find(connection, asked.deps, asked.digest, asked.output)).collect()
-        })?)
+        let find_all = |asked: &[Asked<'_>]| {
+            self.0.db().read(|connection| {
+                let _one_view = connection.unchecked_transaction()?;
+                asked.iter().map(|asked| find(connection, asked.deps, asked.digest, asked.output)).collect()
+            })
+        };
+        if asked.len() < WORTH_A_THREAD {
+            return Ok(find_all(asked)?);
+        }
+        // Readers of the database do not wait for each other.
+        let (own, others) = asked.split_at(asked.len() / 2);
+        let (own, others) = std::thread::scope(|scope| {
+            let others = scope.spawn(|| find_all(others));
+            (find_all(own), others.join())
+        });
+        let mut found: Vec<Lookup> = own?;
+        found.extend(others.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        Ok(found)
     }
 
     fn records(&self, key: &KeyId) -> kiln_solver::Result<Vec<CacheRecord>> {
@@ -284,7 +301,10 @@ impl Ref {
         for layer in self.stack() {
             let snapshot = layer.0.state().snapshot.clone();
             match snapshot {
-                Some(snapshot) => snapshots.push(snapshot),
+                Some(snapshot) => {
+                    layer.suspect();
+                    snapshots.push(snapshot);
+                }
                 None => lazy.push(layer),
             }
         }

@@ -7,6 +7,7 @@
 //! - [`Ref`] is a counted lease on an immutable state, [`MutableRef`] a directory that is being written to.
 //! - [`Ref::mount`] fetches and unpacks lazy layers through a [`BlobProvider`].
 //! - [`ContentSelector`] and [`Ref::content_digest`]: checksums of parts of a tree.
+//! - [`BuildRecord`]: what is known of builds that have ended.
 //! - [`UsageRecord`], [`PruneOptions`], [`GcPolicy`]: disk usage and what is removed.
 //!
 //! This crate knows nothing of LLB ops, sessions or registries.
@@ -16,6 +17,8 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod builds;
+mod check;
 mod compare;
 mod contenthash;
 mod db;
@@ -25,28 +28,37 @@ mod gc;
 mod janitor;
 mod keys;
 mod live;
+mod losses;
+mod making;
 mod manager;
 mod memos;
 mod mutable;
 mod named;
+mod pile;
 mod provider;
 mod prune;
 mod record;
 mod recovery;
 mod reference;
+mod space;
 mod stack;
 mod unpack;
 mod usage;
+mod verify;
 
+pub use crate::builds::{BuildRecord, BuildRetention};
+pub use crate::check::{CheckOptions, CheckSummary, Fault, Finding, Gravity};
 pub use crate::contenthash::{
     ChangeLog, ContentChange, ContentHeader, ContentSelector, EntryKind, ListingChange, nil_content_digest,
 };
 pub use crate::error::{BoxError, Error, Result};
 pub use crate::gc::GcLimits;
+pub use crate::losses::Losses;
 pub use crate::manager::{CacheManager, CacheOptions};
 pub use crate::mutable::{MutableRef, Sharing};
 pub use crate::provider::{BlobProvider, IMPORTED, LayerPhase, LayerProgress, NoProvider, SourceCheck};
 pub use crate::prune::Disk;
 pub use crate::record::{Layer, LayerBlob, RecordId, RecordOptions, RecordType};
 pub use crate::reference::Ref;
+pub use crate::space::{Disks, Room};
 pub use crate::usage::{GcPolicy, PruneOptions, UsageQuery, UsageRecord};

@@ -114,6 +114,11 @@ impl Live {
         self.slots().iter().filter(|(_, slot)| !slot.idle()).map(|(id, _)| id.clone()).collect()
     }
 
+    /// Whether a record is in use now.
+    pub(crate) fn is_used(&self, id: &RecordId) -> bool {
+        self.slots().get(id).is_some_and(|slot| !slot.idle())
+    }
+
     /// All records in memory.
     pub(crate) fn records(&self) -> Vec<Arc<Record>> {
         self.slots().values().filter_map(|slot| slot.record.upgrade()).collect()

@@ -20,7 +20,10 @@ use crate::{
     },
     janitor::{self, Janitor},
     live::{Lease, Live},
+    losses::Counters,
+    making::Making,
     reference::{NewRecord, Record, State},
+    space::{Disks, FilesystemOf, Room, Space},
 };
 
 /// What a catalogue is opened with.
@@ -36,6 +39,12 @@ pub struct CacheOptions {
     pub checkpoint: Duration,
     /// Layers unpacked at the same time.
     pub max_unpacks: usize,
+    /// What of the disk stays free, whatever is built.
+    pub floor: Room,
+    /// How long work waits for room before it fails.
+    pub patience: Duration,
+    /// Tells what is free; the filesystem of `root`, when absent.
+    pub disk: Option<Arc<dyn Disks>>,
 }
 
 impl CacheOptions {
@@ -52,6 +61,9 @@ impl CacheOptions {
             content,
             checkpoint: Duration::from_secs(5),
             max_unpacks: cores.max(2),
+            floor: Room::default(),
+            patience: Duration::from_secs(60),
+            disk: None,
         }
     }
 }
@@ -71,6 +83,9 @@ pub(crate) struct Inner {
     content: Arc<dyn ContentStore>,
     pub(crate) live: Live,
     pub(crate) janitor: Janitor,
+    pub(crate) making: Making,
+    pub(crate) losses: Counters,
+    pub(crate) space: Arc<Space>,
     pub(crate) trees: crate::contenthash::Trees,
     /// Layers known by what they stand on and their diff ID, for those that no row names yet.
     layers: Mutex<HashMap<LayerKey, Weak<Record>>>,
@@ -80,6 +95,8 @@ pub(crate) struct Inner {
     pub(crate) naming: tokio::sync::Mutex<()>,
     /// One at a time removes records for space.
     pub(crate) pruning: tokio::sync::Mutex<()>,
+    /// One at a time removes records because the disk is full.
+    pub(crate) reclaiming: tokio::sync::Mutex<()>,
     pub(crate) shared_mounts: Mutex<HashMap<String, Weak<crate::mutable::MutableInner>>>,
     pub(crate) unpacks: tokio::sync::Semaphore,
     /// Tells which sources of layers are still there; all, until it is set.
@@ -94,6 +111,7 @@ impl CacheManager {
     /// # Errors
     /// [`Error::NewerFormat`] when a later version of this program wrote it.
     pub async fn open(options: CacheOptions) -> Result<Self> {
+        let disk = options.disk.unwrap_or_else(|| Arc::new(FilesystemOf(options.root.clone())));
         let root = options.root.clone();
         let db = blocking(move || {
             std::fs::create_dir_all(&root).map_err(Error::io(format!("make `{}`", root.display())))?;
@@ -107,11 +125,15 @@ impl CacheManager {
             content: options.content,
             live: Live::default(),
             janitor: Janitor::default(),
+            making: Making::default(),
+            losses: Counters::default(),
+            space: Space::new(disk, options.floor, options.patience),
             trees: crate::contenthash::Trees::default(),
             layers: Mutex::default(),
             lazy: tokio::sync::Mutex::default(),
             naming: tokio::sync::Mutex::default(),
             pruning: tokio::sync::Mutex::default(),
+            reclaiming: tokio::sync::Mutex::default(),
             shared_mounts: Mutex::default(),
             unpacks: tokio::sync::Semaphore::new(options.max_unpacks.max(1)),
             sources: OnceLock::new(),
@@ -120,6 +142,7 @@ impl CacheManager {
         });
         crate::recovery::recover(&inner).await?;
         inner.tasks.spawn(janitor::run(Arc::downgrade(&inner), inner.cancel.clone(), options.checkpoint));
+        inner.tasks.spawn(crate::space::watch(Arc::downgrade(&inner), inner.cancel.clone()));
         Ok(Self(inner))
     }
 
@@ -402,6 +425,7 @@ impl Inner {
                 state: State {
                     published: true,
                     lost: false,
+                    suspect: true,
                     borrowed: row.mutable,
                     retain: row.retain,
                     snapshot: row.snapshot,

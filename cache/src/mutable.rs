@@ -19,6 +19,7 @@ use crate::{
     db::rows::{self, Kind, RecordRow},
     manager::Inner,
     reference::{NewRecord, Record, State, mark_published, publish},
+    space::{Working, room},
 };
 
 /// How a cache mount is shared between steps that run at the same time.
@@ -52,6 +53,8 @@ pub(crate) struct MutableInner {
     /// What a transfer changes, once somebody says so.
     changes: OnceLock<Arc<ChangeLog>>,
     committed: AtomicBool,
+    /// What is written takes space, and may have to stop for want of it.
+    working: Working,
 }
 
 impl fmt::Debug for MutableInner {
@@ -87,13 +90,23 @@ impl MutableRef {
         Arc::clone(self.0.changes.get_or_init(Arc::default))
     }
 
+    /// Resolves when whoever writes to it has to stop, because the disk is full; says so.
+    pub async fn out_of_space(&self) -> Error {
+        self.0.working.stop().cancelled().await;
+        self.0.working.reason()
+    }
+
     /// Its read-write mount. Layers that have gone from the store are unpacked again, as far as their blobs are still
     /// here.
     ///
     /// # Errors
     /// [`Error::NotUnpacked`] if they are not: call [`Ref::unlazy`] on the parent.
     pub async fn mount(&self) -> Result<Mount> {
-        let mut rounds = self.0.parent.as_ref().map_or(0, |parent| parent.top_down().count() + 1);
+        let mut rounds = 0;
+        if let Some(parent) = &self.0.parent {
+            parent.verify().await?;
+            rounds = parent.top_down().count() + 1;
+        }
         loop {
             let lowers = self.lowers().await?;
             let mount = self.0.inner.snapshotter().active_mount(&self.0.snapshot, &lowers).await;
@@ -258,8 +271,10 @@ impl CacheManager {
     /// An empty directory over `parent`, for a step to write into. The parent's layers must be unpacked.
     ///
     /// # Errors
-    /// [`Error::NotUnpacked`] when a layer of `parent` is lazy: call [`Ref::unlazy`] before.
+    /// [`Error::NotUnpacked`] when a layer of `parent` is lazy: call [`Ref::unlazy`] before. [`Error::NoSpace`] when the
+    /// disk is full, and nothing that could go is left on it.
     pub async fn new_mutable(&self, parent: Option<&Ref>, options: RecordOptions) -> Result<MutableRef> {
+        room(&self.0).await?;
         self.0.new_mutable(parent, options, false).await
     }
 
@@ -267,6 +282,7 @@ impl CacheManager {
     ///
     /// Dropped without `commit`, it is discarded: what is in it is no longer known.
     pub async fn local_source(&self, key: &str, options: RecordOptions) -> Result<MutableRef> {
+        room(&self.0).await?;
         let _one_at_a_time = self.0.naming.lock().await;
         match self.0.take_free(key).await? {
             (Some(free), _) => Ok(free),
@@ -276,6 +292,7 @@ impl CacheManager {
 
     /// A free directory kept under `key`, if there is one.
     pub async fn mutable_by_index(&self, key: &str) -> Result<Option<MutableRef>> {
+        room(&self.0).await?;
         let _one_at_a_time = self.0.naming.lock().await;
         Ok(self.0.take_free(key).await?.0)
     }
@@ -295,6 +312,7 @@ impl CacheManager {
             Some(parent) => format!("cache-dir:{key}:{}", parent.id()),
             None => format!("cache-dir:{key}"),
         };
+        room(&self.0).await?;
         loop {
             let released = self.0.live.released();
             tokio::pin!(released);
@@ -386,6 +404,7 @@ impl Inner {
                 self.db().write(move |transaction| rows::make_immutable(transaction, &kept)).await?;
                 continue;
             }
+            let working = self.space.begin(&snapshot);
             let taken = id.clone();
             self.db()
                 .write(move |transaction| {
@@ -414,6 +433,7 @@ impl Inner {
                     fresh: false,
                     changes: OnceLock::new(),
                     committed: AtomicBool::new(false),
+                    working,
                 }))),
                 busy,
             ));
@@ -446,6 +466,8 @@ impl Inner {
         let created_at = *options.created_at.get_or_insert_with(SystemTime::now);
         let id = RecordId::random();
         let snapshot = SnapshotId::new(id.as_str())?;
+        let working = self.space.begin(&snapshot);
+        self.making.begin(&snapshot);
         let made = MutableInner {
             inner: Arc::clone(self),
             id: id.clone(),
@@ -456,6 +478,7 @@ impl Inner {
             fresh: true,
             changes: OnceLock::new(),
             committed: AtomicBool::new(false),
+            working,
         };
         loop {
             let top = parent.and_then(Ref::top_snapshot);

@@ -1,7 +1,7 @@
 //! What is on disk, and removing what nobody needs.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::SystemTime,
 };
@@ -11,18 +11,24 @@ use tokio::sync::mpsc;
 
 use crate::{
     CacheManager, Error, GcPolicy, PruneOptions, RecordId, RecordType, Result, UsageQuery, UsageRecord,
-    db::{bulk, rows},
+    db::{
+        bulk,
+        leaves::{self, Cursor, Scope},
+        ledger,
+        rows::{self, RecordRow},
+    },
     filter::{Fields, Filters},
     janitor,
     manager::{Inner, blocking},
+    pile::Pile,
 };
 
 /// Records removed before somebody else gets a turn.
 const BATCH: usize = 10;
+/// Leaves looked at together: among so many the least used are found. Also what bounds the memory that this takes.
+const LEAVES: usize = 4096;
 /// Removed records that wait to be told of.
 const TOLD: usize = 64;
-/// Up to this many candidates are ranked again after every removal; of more, a part goes per ranking.
-const EXACT: usize = 512;
 
 impl CacheManager {
     /// Lists records, oldest first.
@@ -48,10 +54,8 @@ impl CacheManager {
         let filters = Filters::parse(&options.filters)?;
         let _one_at_a_time = self.0.pruning.lock().await;
         janitor::tidy(&self.0).await?;
-        let records = survey(&self.0).await?;
-        let total: i64 = records.iter().filter(|record| !record.shared).map(|record| record.size).sum();
-        let disk = disk(&self.0).await?;
-        let target = match options.target(total, disk.free) {
+        let mut total = if options.is_limited() { total(&self.0).await? } else { 0 };
+        let target = match options.target(total, disk(&self.0).await?.free) {
             Target::Keep => return Ok(()),
             Target::All => None,
             Target::Below(bytes) if total < bytes => return Ok(()),
@@ -67,10 +71,10 @@ impl CacheManager {
             };
             kind && old && filters.matches(record, Fields::Removal)
         };
-        let mut pile = Pile::new(records, wanted);
-        let mut total = total;
+        let before = oldest.map_or(i64::MAX, rows::nanos);
+        let mut heap = Heap::new(&self.0, Scope { types: filters.types(), before }, wanted);
         loop {
-            let batch = pile.next(target.is_some());
+            let batch = heap.next(target.is_some()).await?;
             if batch.is_empty() {
                 return Ok(());
             }
@@ -78,15 +82,10 @@ impl CacheManager {
                 if target.is_some_and(|target| total < target) {
                     return Ok(());
                 }
-                if !self.0.take_away(&id).await? {
-                    pile.keep(&id);
-                    continue;
-                }
-                if let Some(record) = pile.remove(&id) {
-                    total -= record.size;
-                    if removed.send(record).await.is_err() {
-                        return Ok(());
-                    }
+                let Some(record) = heap.take_away(&id).await? else { continue };
+                total -= record.size;
+                if removed.send(record).await.is_err() {
+                    return Ok(());
                 }
             }
             janitor::remove(&self.0).await?;
@@ -150,8 +149,12 @@ enum Target {
 }
 
 impl PruneOptions {
+    fn is_limited(&self) -> bool {
+        self.reserved_space != 0 || self.max_used_space != 0 || self.min_free_space != 0
+    }
+
     fn target(&self, total: i64, free: i64) -> Target {
-        if self.reserved_space == 0 && self.max_used_space == 0 && self.min_free_space == 0 {
+        if !self.is_limited() {
             return Target::All;
         }
         let mut target = (self.max_used_space > 0).then_some(self.max_used_space);
@@ -170,7 +173,7 @@ impl PruneOptions {
 /// Every record with its size; records that are pending are in use by definition.
 async fn survey(inner: &Arc<Inner>) -> Result<Vec<UsageRecord>> {
     let mut blobs: HashMap<Digest, u64> =
-        inner.content().list().await?.into_iter().map(|blob| (blob.digest, blob.size)).collect();
+        inner.content().list().await?.into_iter().map(|blob| (blob.digest, blob.allocated)).collect();
     let used: HashSet<RecordId> = inner.live.used().into_iter().collect();
     let pending: Vec<_> = inner
         .live
@@ -195,24 +198,162 @@ async fn survey(inner: &Arc<Inner>) -> Result<Vec<UsageRecord>> {
         };
         // A blob that several records have counts once.
         let stored: u64 = row.blobs.iter().filter_map(|blob| blobs.remove(&blob.descriptor.digest)).sum();
-        records.push(UsageRecord {
-            id: row.id,
-            mutable: row.mutable,
-            in_use,
-            size: i64::try_from(files.saturating_add(stored)).unwrap_or(i64::MAX),
-            parents: row.parents.into_iter().map(|(_, parent)| parent).collect(),
-            created_at: row.created_at,
-            last_used_at: row.last_used_at,
-            usage_count: row.usage_count,
-            description: row.description,
-            record_type: row.record_type,
-            shared: false,
-        });
+        records.push(record(row, in_use, files.saturating_add(stored)));
     }
     Ok(records)
 }
 
+fn record(row: RecordRow, in_use: bool, size: u64) -> UsageRecord {
+    UsageRecord {
+        id: row.id,
+        mutable: row.mutable,
+        in_use,
+        size: i64::try_from(size).unwrap_or(i64::MAX),
+        parents: row.parents.into_iter().map(|(_, parent)| parent).collect(),
+        created_at: row.created_at,
+        last_used_at: row.last_used_at,
+        usage_count: row.usage_count,
+        description: row.description,
+        record_type: row.record_type,
+        shared: false,
+    }
+}
+
+/// Bytes that all records take.
+async fn total(inner: &Arc<Inner>) -> Result<i64> {
+    let mut total = 0_u64;
+    for blob in inner.content().list().await? {
+        if inner.db().read(|connection| rows::blob_size(connection, &blob.digest))?.is_some() {
+            total = total.saturating_add(blob.allocated);
+        }
+    }
+    let (measured, _inodes) = inner.db().read(ledger)?;
+    Ok(measured.saturating_add(i64::try_from(total).unwrap_or(i64::MAX)))
+}
+
+/// The records that may go: leaves from the catalogue, a part at a time, and what becomes a leaf meanwhile.
+struct Heap<'a, W> {
+    inner: &'a Arc<Inner>,
+    wanted: W,
+    scope: Scope,
+    cursor: Cursor,
+    pile: Pile,
+    /// Something was removed since the reading last began anew.
+    removed: bool,
+}
+
+impl<'a, W: Fn(&UsageRecord) -> bool> Heap<'a, W> {
+    fn new(inner: &'a Arc<Inner>, scope: Scope, wanted: W) -> Self {
+        Self { inner, wanted, scope, cursor: Cursor::default(), pile: Pile::default(), removed: false }
+    }
+
+    /// The next ones to go, the least used of those at hand first if `ranked`; none when nothing is left that may.
+    async fn next(&mut self, ranked: bool) -> Result<Vec<RecordId>> {
+        loop {
+            let batch = self.pile.next(ranked, BATCH);
+            if !batch.is_empty() {
+                return Ok(batch);
+            }
+            let (reader, scope, mut cursor) = (Arc::clone(self.inner), self.scope.clone(), self.cursor);
+            let (seqs, cursor) = blocking(move || {
+                reader
+                    .db()
+                    .read(|connection| Ok((leaves::next(connection, &scope, &mut cursor, LEAVES)?, cursor)))
+            })
+            .await?;
+            self.cursor = cursor;
+            if seqs.is_empty() {
+                if !std::mem::take(&mut self.removed) {
+                    return Ok(Vec::new());
+                }
+                // What was in use may be free by now, and what was below it, too.
+                self.cursor = Cursor::default();
+                continue;
+            }
+            self.add(seqs).await?;
+        }
+    }
+
+    async fn add(&mut self, seqs: Vec<i64>) -> Result<()> {
+        let reader = Arc::clone(self.inner);
+        let rows = blocking(move || reader.db().read(|connection| bulk::listed(connection, &seqs))).await?;
+        for row in rows {
+            if self.inner.live.is_used(&row.id) {
+                continue;
+            }
+            let blobs: Vec<Digest> = row.blobs.iter().map(|blob| blob.descriptor.digest).collect();
+            let files = match (&row.snapshot, row.usage) {
+                (Some(_), Some(usage)) => usage.bytes,
+                (Some(snapshot), None) => {
+                    self.inner.snapshotter().usage(snapshot).await.map_or(0, |usage| usage.bytes)
+                }
+                (None, _) => 0,
+            };
+            let record = record(row, false, files);
+            if (self.wanted)(&record) {
+                self.pile.add(record, blobs);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes one record that nobody uses and nothing stands on; none: it is needed.
+    async fn take_away(&mut self, id: &RecordId) -> Result<Option<UsageRecord>> {
+        let Some((mut record, blobs)) = self.pile.take(id) else { return Ok(None) };
+        // Blobs that others have, too, are theirs from now on.
+        let mut stored = 0_u64;
+        for digest in blobs {
+            if self.inner.db().read(|connection| rows::blob_is_of_one(connection, &digest))? {
+                stored += self.inner.content().info(&digest).await?.map_or(0, |blob| blob.allocated);
+            }
+        }
+        if !self.inner.take_away(id).await? {
+            return Ok(None);
+        }
+        record.size = record.size.saturating_add(i64::try_from(stored).unwrap_or(i64::MAX));
+        self.removed = true;
+        let parents = record.parents.clone();
+        let bare = self.inner.db().read(|connection| {
+            let mut bare = Vec::new();
+            for parent in &parents {
+                if rows::children(connection, parent)?.is_empty() {
+                    bare.extend(rows::seq_of(connection, parent)?);
+                }
+            }
+            Ok(bare)
+        })?;
+        if !bare.is_empty() {
+            self.add(bare).await?;
+        }
+        Ok(Some(record))
+    }
+}
+
 impl Inner {
+    /// Removes what nobody uses, of any kind and the least used first, as long as `wanted` says; how many records.
+    pub(crate) async fn prune_while(self: &Arc<Self>, wanted: impl Fn() -> Result<bool>) -> Result<usize> {
+        // Not the lock of `prune`, which a client that does not read may hold for long.
+        let _one_at_a_time = self.reclaiming.lock().await;
+        janitor::tidy(self).await?;
+        if !wanted()? {
+            return Ok(0);
+        }
+        let mut heap = Heap::new(self, Scope { types: None, before: i64::MAX }, |_| true);
+        let mut removed = 0;
+        while wanted()? {
+            let batch = heap.next(true).await?;
+            if batch.is_empty() {
+                break;
+            }
+            for id in batch.into_iter().take(BATCH) {
+                removed += usize::from(heap.take_away(&id).await?.is_some());
+            }
+            janitor::remove(self).await?;
+            tokio::task::yield_now().await;
+        }
+        Ok(removed)
+    }
+
     /// Removes one record that nobody uses and nothing stands on; `false`: it is needed.
     async fn take_away(self: &Arc<Self>, id: &RecordId) -> Result<bool> {
         if !self.live.doom(id) {
@@ -238,85 +379,6 @@ impl Drop for Doomed<'_> {
     fn drop(&mut self) {
         self.inner.live.undoom(self.id);
     }
-}
-
-/// Records that may go, leaves first.
-struct Pile {
-    records: HashMap<RecordId, UsageRecord>,
-    /// Records directly above.
-    children: HashMap<RecordId, usize>,
-    /// Wanted, and nothing stands on them.
-    leaves: HashSet<RecordId>,
-    wanted: HashSet<RecordId>,
-}
-
-impl Pile {
-    fn new(records: Vec<UsageRecord>, wanted: impl Fn(&UsageRecord) -> bool) -> Self {
-        let mut children: HashMap<RecordId, usize> = HashMap::new();
-        for record in &records {
-            for parent in record.parents.iter().collect::<HashSet<_>>() {
-                *children.entry(parent.clone()).or_default() += 1;
-            }
-        }
-        let wanted: HashSet<RecordId> = records
-            .iter()
-            .filter(|record| !record.in_use && wanted(record))
-            .map(|record| record.id.clone())
-            .collect();
-        let leaves = wanted.iter().filter(|id| !children.contains_key(*id)).cloned().collect();
-        let records = records.into_iter().map(|record| (record.id.clone(), record)).collect();
-        Self { records, children, leaves, wanted }
-    }
-
-    /// The next ones to go.
-    fn next(&self, ranked: bool) -> Vec<RecordId> {
-        if !ranked {
-            return self.leaves.iter().take(BATCH).cloned().collect();
-        }
-        let leaves: Vec<&UsageRecord> = self.leaves.iter().filter_map(|id| self.records.get(id)).collect();
-        let used = ranks(leaves.iter().map(|record| record.last_used_at));
-        let counts = ranks(leaves.iter().map(|record| record.usage_count));
-        let score = |record: &UsageRecord| {
-            used.get(&record.last_used_at).copied().unwrap_or(0.0)
-                + counts.get(&record.usage_count).copied().unwrap_or(0.0)
-        };
-        let mut scored: Vec<(f64, &UsageRecord)> =
-            leaves.into_iter().map(|record| (score(record), record)).collect();
-        scored.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
-        let take = if scored.len() <= EXACT { 1 } else { scored.len() / 64 };
-        scored.into_iter().take(take).map(|(_, record)| record.id.clone()).collect()
-    }
-
-    /// It turned out to be needed.
-    fn keep(&mut self, id: &RecordId) {
-        self.leaves.remove(id);
-        self.wanted.remove(id);
-    }
-
-    fn remove(&mut self, id: &RecordId) -> Option<UsageRecord> {
-        self.keep(id);
-        let record = self.records.remove(id)?;
-        for parent in record.parents.iter().collect::<HashSet<_>>() {
-            if let Some(count) = self.children.get_mut(parent) {
-                *count -= 1;
-                if *count == 0 {
-                    self.children.remove(parent);
-                    if self.wanted.contains(parent) {
-                        self.leaves.insert(parent.clone());
-                    }
-                }
-            }
-        }
-        Some(record)
-    }
-}
-
-/// The place of each distinct value in order, as a part of one.
-#[expect(clippy::cast_precision_loss, reason = "places are compared, not counted")]
-fn ranks<T: Ord + Copy + std::hash::Hash>(values: impl Iterator<Item = T>) -> HashMap<T, f64> {
-    let distinct: BTreeMap<T, ()> = values.map(|value| (value, ())).collect();
-    let count = distinct.len() as f64;
-    distinct.into_keys().enumerate().map(|(place, value)| (value, place as f64 / count)).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! What happens at start: suspects after a power loss, half-written records, orphans.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
-use kiln_digest::Digest;
 use kiln_snapshot::SnapshotId;
 
 use crate::{
@@ -13,6 +12,11 @@ use crate::{
 };
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How long a start waits for orphaned snapshots to go.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Snapshots looked up at a time.
+const BATCH: usize = 256;
 
 /// Puts the catalogue in order before it is used.
 pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<()> {
@@ -30,32 +34,67 @@ pub(crate) async fn recover(inner: &Arc<Inner>) -> Result<()> {
             db::set_meta(transaction, "clean", None)?;
             db::next_epoch(transaction)?;
             keys::drop_random(transaction)?;
-            // A context whose transfer was cut off: its checksums do not say what is in it.
-            Ok((suspects, rows::cut_off(transaction)?))
+            // A context whose transfer was cut off: its checksums do not say what is in it. After a power loss no row
+            // says either which of them were being written to.
+            let contexts = if other_boot && !clean { rows::contexts } else { rows::cut_off };
+            Ok((suspects, contexts(transaction)?))
         })
         .await?;
+    // That this run has begun must outlive a power loss before anything is made that may not.
+    inner.db().flush().await?;
     for id in suspects {
         doubt(inner, id).await?;
     }
     for id in broken {
-        let forgotten = inner.db().write(move |transaction| rows::forget(transaction, &id)).await?;
-        inner.janitor.remove_forgotten(forgotten);
+        lose(inner, id).await?;
     }
-    // What is in the stores now and is named by nobody was made by a run that did not live to name it. The lists are
-    // made before anything new can come, so nothing that is only being made is on them.
-    let snapshots = inner.snapshotter().list().await?;
-    let blobs: Vec<Digest> = inner.content().list().await?.into_iter().map(|blob| blob.digest).collect();
-    let (named_snapshots, named_blobs) = inner.db().read(|connection| {
-        let snapshots: HashSet<SnapshotId> = rows::all_snapshots(connection)?;
-        let blobs: HashSet<Digest> = rows::all_blobs(connection)?;
-        Ok((snapshots, blobs))
-    })?;
-    inner.janitor.remove_snapshots(snapshots.into_iter().filter(|id| !named_snapshots.contains(id)));
-    // Blobs go at once: a build that finds one there must not see it go. Directories may take longer.
-    for digest in blobs.into_iter().filter(|digest| !named_blobs.contains(digest)) {
-        inner.content().delete(&digest).await?;
+    // What is in the stores now and is named by nobody was made by a run that did not live to name it. Blobs go at
+    // once: a build that finds one there must not see it go.
+    for blob in inner.content().list().await? {
+        let digest = blob.digest;
+        if !inner.db().read(|connection| rows::blob_is_named(connection, &digest))? {
+            inner.content().delete(&digest).await?;
+        }
+    }
+    // There may be a great many directories, and nobody waits for them to go.
+    let mut collecting = inner.tasks.spawn(collect_orphans(Arc::clone(inner)));
+    match tokio::time::timeout(PATIENCE, &mut collecting).await {
+        Ok(_done) => {}
+        Err(_later) => tracing::debug!("orphaned snapshots are collected beside the builds"),
     }
     Ok(())
+}
+
+/// Removes the snapshots that no row names and that this run has not made.
+async fn collect_orphans(inner: Arc<Inner>) {
+    let outcome = async {
+        for batch in inner.snapshotter().list().await?.chunks(BATCH) {
+            if inner.cancel.is_cancelled() {
+                break;
+            }
+            let orphans = orphans(&inner, batch)?;
+            inner.janitor.remove_snapshots(orphans);
+            tokio::task::yield_now().await;
+        }
+        Ok::<(), Error>(())
+    };
+    if let Err(error) = outcome.await {
+        tracing::warn!(%error, "orphaned snapshots were not collected; the next start tries again");
+    }
+}
+
+/// Those of `ids` that no row names and that this run is not making.
+pub(crate) fn orphans(inner: &Inner, ids: &[SnapshotId]) -> Result<Vec<SnapshotId>> {
+    let suspects: Vec<&SnapshotId> = ids.iter().filter(|id| !inner.making.contains(id)).collect();
+    inner.db().read(|connection| {
+        let mut orphans = Vec::new();
+        for id in suspects {
+            if !rows::snapshot_is_named(connection, id)? {
+                orphans.push(id.clone());
+            }
+        }
+        Ok(orphans)
+    })
 }
 
 /// Data written after the last checkpoint before a power loss: the files may be there with nothing in them.
@@ -78,5 +117,6 @@ async fn doubt(inner: &Arc<Inner>, id: RecordId) -> Result<()> {
 
 /// Notes that everything was written and synced before the end.
 pub(crate) async fn mark_clean(inner: &Arc<Inner>) -> Result<()> {
-    inner.db().write(|transaction| db::set_meta(transaction, "clean", Some(b"1"))).await
+    inner.db().write(|transaction| db::set_meta(transaction, "clean", Some(b"1"))).await?;
+    inner.db().flush().await
 }

@@ -68,6 +68,8 @@ pub(crate) struct State {
     pub(crate) published: bool,
     /// Its data has gone and cannot be had again.
     pub(crate) lost: bool,
+    /// Its snapshot has not been looked at since it was found in the catalogue.
+    pub(crate) suspect: bool,
     /// A mutable record at rest: once nobody reads it and nothing was built on it, it may change.
     pub(crate) borrowed: bool,
     pub(crate) retain: bool,

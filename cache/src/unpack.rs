@@ -11,14 +11,16 @@ use std::{
 };
 
 use futures::future::try_join_all;
-use kiln_content::layer;
+use kiln_content::{ContentStoreExt as _, layer};
 use kiln_snapshot::SnapshotId;
 use kiln_solver::GoneWhy;
 
 use crate::{
     BlobProvider, Error, LayerBlob, LayerPhase, LayerProgress, NoProvider, RecordId, Ref, Result,
     db::rows,
+    losses::count,
     manager::{Inner, blocking},
+    space::room,
 };
 
 /// How often a running extraction reports.
@@ -27,6 +29,7 @@ const PROGRESS: Duration = Duration::from_millis(150);
 impl Ref {
     /// Unpacks what is lazy and returns the snapshots, bottom first.
     pub(crate) async fn unpack_all(&self, provider: &dyn BlobProvider) -> Result<Vec<SnapshotId>> {
+        self.verify().await?;
         // As a rule all are unpacked, and a deep stack would be many futures.
         if let Ok(snapshots) = self.snapshots() {
             return Ok(snapshots);
@@ -72,7 +75,19 @@ impl Ref {
                     }
                     return Ok(snapshot);
                 }
-                Err(error) => failure = Some(error),
+                Err(error) => {
+                    let digest = &blob.descriptor.digest;
+                    // If only this store has it, and it is not what it was, the layer is lost. A disk that is full is
+                    // no fault of the blob.
+                    let only_here = blob.source.is_empty() && error.is_of_blob();
+                    if only_here && !inner.content().is_intact(digest).await? {
+                        tracing::warn!(record = %self.id(), %error, "a stored layer was damaged and is dropped");
+                        inner.content().delete(digest).await?;
+                        count(&inner.losses.blobs, 1);
+                    } else {
+                        failure = Some(error);
+                    }
+                }
             }
         }
         match failure {
@@ -93,9 +108,15 @@ impl Ref {
     pub(crate) async fn by_nearness(&self, blobs: Vec<LayerBlob>) -> Result<Vec<LayerBlob>> {
         let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
         for blob in blobs {
-            if self.0.inner().content().info(&blob.descriptor.digest).await?.is_some() {
+            let inner = self.0.inner();
+            if inner.content().has_whole(&blob.descriptor).await? {
                 here.push(blob);
-            } else if self.0.inner().has_source(&blob.source) {
+                continue;
+            }
+            if blob.source.is_empty() {
+                count(&inner.losses.blobs, 1);
+            }
+            if inner.has_source(&blob.source) {
                 elsewhere.push(blob);
             }
         }
@@ -108,7 +129,8 @@ impl Ref {
         let owner = self.top_down().find(|layer| layer.0.state().snapshot.as_ref() == Some(snapshot));
         let Some(owner) = owner else { return self.make_skeleton().await.map(drop) };
         let blobs = owner.0.state().blobs.clone();
-        tracing::warn!(record = %owner.id(), %snapshot, "a snapshot has gone from the store");
+        tracing::warn!(record = %owner.id(), %snapshot, "a snapshot has gone from the store, or is not whole");
+        count(&self.0.inner().losses.snapshots, 1);
         if owner.by_nearness(blobs).await?.is_empty() {
             owner.lose().await?;
             return Err(Error::Lost(owner.id().clone()));
@@ -140,6 +162,7 @@ impl Ref {
     /// Forgets it and everything above it: from now on whatever led here is a miss.
     pub(crate) async fn lose(&self) -> Result<()> {
         self.0.state().lost = true;
+        count(&self.0.inner().losses.records, 1);
         lose(self.0.inner(), self.id().clone()).await
     }
 }
@@ -189,7 +212,11 @@ async fn unpack_blob(
         Err(error @ (Error::Content(_) | Error::Io { .. } | Error::DiffId { .. }))
             if was_here && !blob.source.is_empty() =>
         {
+            if inner.content().is_intact(&digest).await? {
+                return Err(error);
+            }
             tracing::warn!(%digest, %error, "a stored layer does not unpack and is fetched again");
+            count(&inner.losses.blobs, 1);
             inner.content().delete(&digest).await?;
             fetch(blob, provider).await?;
             extract(inner, blob, provider).await
@@ -210,6 +237,7 @@ async fn extract(
     blob: &LayerBlob,
     provider: &dyn BlobProvider,
 ) -> Result<(SnapshotId, kiln_snapshot::Usage)> {
+    room(inner).await?;
     let _permit = inner.unpacks.acquire().await.map_err(|_closed| Error::Closed)?;
     let digest = blob.descriptor.digest;
     let Some(file) = inner.content().open(&digest).await? else {
@@ -217,6 +245,8 @@ async fn extract(
         return Err(Error::Fetch { digest: digest.to_string(), source });
     };
     let id = SnapshotId::new(RecordId::random().as_str())?;
+    let working = inner.space.begin(&id);
+    inner.making.begin(&id);
     let directory = inner.snapshotter().staging(&id).await?;
     let staged = Staged::new(inner, &id);
     let watch = Arc::new(Watch::default());
@@ -238,6 +268,7 @@ async fn extract(
     let (applied, staged) = loop {
         tokio::select! {
             outcome = &mut unpacking => break outcome?,
+            () = working.stop().cancelled() => return Err(working.reason()),
             () = tokio::time::sleep(PROGRESS) => provider.progress(progress(LayerPhase::Extracting)),
         }
     };

@@ -3,9 +3,11 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _};
 use kiln_api::control::control_client::ControlClient;
 use kiln_api::control::{
-    BuildHistoryEvent, BuildHistoryRequest, DiskUsageRequest, InfoRequest, ListWorkersRequest, PruneRequest,
-    StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UsageRecord,
+    BuildHistoryEvent, BuildHistoryRequest, DiskUsageRequest, InfoRequest, InfoResponse, ListWorkersRequest,
+    PruneRequest, StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UsageRecord,
 };
+use kiln_api::kiln::catalogue_client::CatalogueClient;
+use kiln_api::kiln::{CheckRequest, CheckResponse};
 use kiln_api::types::{BuildkitVersion, WorkerRecord};
 use tonic::transport::Channel;
 
@@ -82,8 +84,28 @@ impl Client {
     /// # Errors
     /// [`Error::Call`].
     pub async fn info(&self) -> Result<BuildkitVersion> {
-        let answer = self.control().info(InfoRequest::default()).await?;
-        Ok(answer.into_inner().buildkit_version.unwrap_or_default())
+        Ok(self.all_info().await?.buildkit_version.unwrap_or_default())
+    }
+
+    /// The daemon's version, and what our own daemon says besides.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub async fn all_info(&self) -> Result<InfoResponse> {
+        Ok(self.control().info(InfoRequest::default()).await?.into_inner())
+    }
+
+    /// Compares the daemon's catalogue with its stores; the stream names each thing found, and ends with a summary.
+    /// Other daemons answer `Unimplemented`.
+    ///
+    /// # Errors
+    /// [`Error::Call`]; the stream's items may fail too.
+    pub async fn check(
+        &self,
+        request: CheckRequest,
+    ) -> Result<impl Stream<Item = Result<CheckResponse>> + Send + Unpin + use<>> {
+        let answer = CatalogueClient::new(self.channel()).check(request).await?;
+        Ok(answer.into_inner().map(|found| found.map_err(Error::from)))
     }
 
     /// The daemon's workers, the default one first.

@@ -2,8 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,11 +13,18 @@ use kiln_digest::{Digest, Hasher};
 
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Result};
+use crate::local::partials::{Partials, WORTH};
 use crate::store::{BlobInfo, BlobWriter, ContentStore};
 
-/// Keeps blobs as `<root>/blobs/sha256/<hex>`; what is being written lies in `<root>/ingest` and is renamed in.
+mod partials;
+
+/// Bytes read at a time.
+const READ: usize = 256 << 10;
+
+/// Keeps blobs as `<root>/blobs/sha256/<hex>`; what is being written lies in `<root>/ingest` and is renamed in. What can be
+/// gone on with later lies in `<root>/partial`, for a day.
 ///
-/// One process at a time may open a root: opening removes the ingests that an earlier one left.
+/// One process at a time may open a root: opening removes the ingests that an earlier one left, or keeps them as partials.
 #[derive(Clone, Debug)]
 pub struct LocalStore {
     dirs: Arc<Dirs>,
@@ -25,6 +34,7 @@ pub struct LocalStore {
 struct Dirs {
     blobs: PathBuf,
     ingest: PathBuf,
+    partials: Partials,
 }
 
 impl LocalStore {
@@ -34,14 +44,23 @@ impl LocalStore {
     /// [`Error::Io`] when a directory cannot be made or read.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
-        let dirs = Dirs { blobs: root.join("blobs/sha256"), ingest: root.join("ingest") };
-        for dir in [&dirs.blobs, &dirs.ingest] {
+        let partials = Partials(root.join("partial"));
+        let dirs = Dirs { blobs: root.join("blobs/sha256"), ingest: root.join("ingest"), partials };
+        for dir in [&dirs.blobs, &dirs.ingest, &dirs.partials.0] {
             fs::create_dir_all(dir).map_err(Error::io("create directory", dir))?;
         }
         for entry in fs::read_dir(&dirs.ingest).map_err(Error::io("read directory", &dirs.ingest))? {
             let path = entry.map_err(Error::io("read directory", &dirs.ingest))?.path();
-            fs::remove_file(&path).map_err(Error::io("remove stale ingest", &path))?;
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let digest = name.split_once('.').and_then(|(hex, _)| Digest::from_hex(hex).ok());
+            match digest {
+                Some(digest) => dirs.partials.keep(&digest, &path),
+                None => fs::remove_file(&path),
+            }
+            .map_err(Error::io("clear away stale ingest", &path))?;
         }
+        let partial = &dirs.partials;
+        partial.tidy(SystemTime::now()).map_err(Error::io("tidy directory", &partial.0))?;
         Ok(Self { dirs: Arc::new(dirs) })
     }
 
@@ -68,13 +87,55 @@ impl LocalStore {
             hasher: Hasher::new(),
             written: 0,
             expected: expected.map(|descriptor| (descriptor.digest, descriptor.size)),
+            kept_as: None,
         })
+    }
+
+    /// As [`LocalStore::ingest`], but goes on with what is kept of the blob.
+    fn take_up(&self, expected: &Descriptor) -> Result<Ingest> {
+        let (digest, size) = (expected.digest, expected.size);
+        let path = self.dirs.ingest.join(format!("{}.{:032x}", digest.hex(), rand::random::<u128>()));
+        let kept = self.dirs.partials.take(&digest, &path)?;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(!kept)
+            .open(&path)
+            .map_err(Error::io("open ingest", &path))?;
+        let mut ingest = Ingest {
+            dirs: Arc::clone(&self.dirs),
+            path: Some(path.clone()),
+            file: file.try_clone().map_err(Error::io("open ingest", &path))?,
+            hasher: Hasher::new(),
+            written: 0,
+            expected: Some((digest, size)),
+            kept_as: Some(digest),
+        };
+        let mut buffer = vec![0; READ];
+        // One that was not kept is empty.
+        loop {
+            let read = io::Read::read(&mut file, &mut buffer).map_err(Error::io("read ingest", &path))?;
+            if read == 0 {
+                break;
+            }
+            ingest.hasher.update(buffer.get(..read).unwrap_or_default());
+            ingest.written += read as u64;
+        }
+        if ingest.written > size {
+            file.set_len(0).map_err(Error::io("empty ingest", &path))?;
+            io::Seek::rewind(&mut file).map_err(Error::io("empty ingest", &path))?;
+            (ingest.hasher, ingest.written) = (Hasher::new(), 0);
+        }
+        Ok(ingest)
     }
 
     fn stat(&self, digest: &Digest) -> Result<Option<BlobInfo>> {
         let path = self.path(digest);
         match fs::symlink_metadata(&path) {
-            Ok(metadata) => Ok(Some(BlobInfo { digest: *digest, size: metadata.len() })),
+            Ok(metadata) => {
+                let allocated = metadata.blocks().saturating_mul(512);
+                Ok(Some(BlobInfo { digest: *digest, size: metadata.len(), allocated }))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("stat blob", path)(error)),
         }
@@ -98,6 +159,11 @@ impl LocalStore {
         }
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
         file.take(max).read_to_end(&mut bytes).map_err(Error::io("read blob", self.path(digest)))?;
+        if Digest::of(&bytes) != *digest {
+            tracing::warn!(%digest, "a blob was damaged and is removed");
+            self.remove(digest)?;
+            return Ok(None);
+        }
         Ok(Some(bytes.into()))
     }
 
@@ -155,6 +221,12 @@ impl ContentStore for LocalStore {
         Ok(Box::new(LocalWriter { ingest: Some(self.ingest(expected)?) }))
     }
 
+    async fn resume(&self, expected: &Descriptor) -> Result<Box<dyn BlobWriter>> {
+        let expected = expected.clone();
+        let ingest = self.blocking(move |store| store.take_up(&expected)).await?;
+        Ok(Box::new(LocalWriter { ingest: Some(ingest) }))
+    }
+
     async fn delete(&self, digest: &Digest) -> Result<()> {
         let digest = *digest;
         self.blocking(move |store| store.remove(&digest)).await
@@ -175,6 +247,8 @@ pub struct Ingest {
     hasher: Hasher,
     written: u64,
     expected: Option<(Digest, u64)>,
+    /// The blob of which this is worth keeping when it is dropped.
+    kept_as: Option<Digest>,
 }
 
 impl Ingest {
@@ -189,6 +263,8 @@ impl Ingest {
     /// [`Error::SizeMismatch`], [`Error::DigestMismatch`]; [`Error::Io`] when the rename fails.
     pub fn commit(mut self, expected: Option<(Digest, u64)>) -> Result<Digest> {
         let actual = std::mem::take(&mut self.hasher).finish();
+        // All of it that is not the blob is nothing.
+        let kept = self.kept_as.take();
         for (digest, size) in [self.expected, expected].into_iter().flatten() {
             if size != self.written {
                 return Err(Error::SizeMismatch { expected: size, actual: self.written });
@@ -203,11 +279,22 @@ impl Ingest {
                 self.path = Some(path);
                 return Err(Error::io("store blob", target)(error));
             }
+            if kept.is_some() {
+                self.dirs.partials.forget(&actual);
+            }
         }
         Ok(actual)
     }
 
     fn append(&mut self, data: &[u8]) -> Result<()> {
+        // What failed half-way is nothing to go on with.
+        let kept = self.kept_as.take();
+        self.append_all(data)?;
+        self.kept_as = kept;
+        Ok(())
+    }
+
+    fn append_all(&mut self, data: &[u8]) -> Result<()> {
         let total = self.written.saturating_add(data.len() as u64);
         if let Some((_, size)) = self.expected
             && total > size
@@ -242,10 +329,13 @@ impl Write for Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        if let Some(path) = &self.path
-            && let Err(error) = fs::remove_file(path)
-        {
-            tracing::warn!(%error, path = %path.display(), "cannot remove abandoned ingest");
+        let Some(path) = &self.path else { return };
+        let done = match self.kept_as.filter(|_| self.written >= WORTH) {
+            Some(digest) => self.dirs.partials.keep(&digest, path),
+            None => fs::remove_file(path),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, path = %path.display(), "cannot clear away abandoned ingest");
         }
     }
 }

@@ -4,10 +4,13 @@ use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kiln_digest::Digest;
+use kiln_digest::{Digest, Hasher};
 
 use crate::descriptor::Descriptor;
 use crate::error::{Error, Result};
+
+/// Bytes read at a time.
+const READ: usize = 256 * 1024;
 
 /// What a store knows of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub struct BlobInfo {
     pub digest: Digest,
     /// Its length in bytes.
     pub size: u64,
+    /// Bytes that it takes in the store.
+    pub allocated: u64,
 }
 
 /// Keeps blobs by digest.
@@ -26,6 +31,8 @@ pub struct BlobInfo {
 /// 3. A dropped writer leaves nothing visible.
 /// 4. `delete` of an absent blob succeeds; an open file stays readable after `delete`.
 /// 5. A dropped future leaves the store as before the call or as after it, never in between.
+/// 6. A writer from `resume` that is dropped may leave what it has written to the next one for that digest, and to no
+///    other; one that failed to write or commit leaves nothing.
 #[async_trait]
 pub trait ContentStore: fmt::Debug + Send + Sync + 'static {
     /// Returns what is known of a blob, or `None` when it is absent.
@@ -34,7 +41,8 @@ pub trait ContentStore: fmt::Debug + Send + Sync + 'static {
     /// Opens a blob for reading at any offset, or returns `None` when it is absent.
     async fn open(&self, digest: &Digest) -> Result<Option<std::fs::File>>;
 
-    /// Reads a whole blob, or returns `None` when it is absent.
+    /// Reads a whole blob, or returns `None` when it is absent. One that is not what its name says is damaged: it is
+    /// removed, and absent.
     ///
     /// # Errors
     /// [`Error::TooLarge`] when it has more than `max` bytes.
@@ -42,6 +50,10 @@ pub trait ContentStore: fmt::Debug + Send + Sync + 'static {
 
     /// Starts a blob. With `expected`, writing more than its size fails at once and `commit` checks both.
     async fn writer(&self, expected: Option<&Descriptor>) -> Result<Box<dyn BlobWriter>>;
+
+    /// Starts a blob as `writer` does, or goes on with what an earlier writer from here has left: `written` tells how much
+    /// there is, which may be wrong, as `commit` will tell.
+    async fn resume(&self, expected: &Descriptor) -> Result<Box<dyn BlobWriter>>;
 
     /// Removes a blob.
     async fn delete(&self, digest: &Digest) -> Result<()>;
@@ -73,12 +85,12 @@ pub trait BlobWriter: Send {
 /// Conveniences over any [`ContentStore`].
 #[async_trait]
 pub trait ContentStoreExt: ContentStore {
-    /// Stores `bytes` and returns their digest. Does nothing when they are there.
+    /// Stores `bytes` and returns their digest. Does nothing when they are there; half of them are not.
     async fn put(&self, bytes: Bytes) -> Result<Digest> {
         let digest = Digest::of(&bytes);
-        if self.info(&digest).await?.is_none() {
+        let size = bytes.len() as u64;
+        if self.info(&digest).await?.is_none_or(|there| there.size != size) {
             let mut writer = self.writer(None).await?;
-            let size = bytes.len() as u64;
             writer.write(bytes).await?;
             writer.commit(Some((digest, size))).await?;
         }
@@ -88,6 +100,42 @@ pub trait ContentStoreExt: ContentStore {
     /// Whether the blob is there.
     async fn contains(&self, digest: &Digest) -> Result<bool> {
         Ok(self.info(digest).await?.is_some())
+    }
+
+    /// Whether the blob is there with the length that it should have. One that is damaged is removed.
+    async fn has_whole(&self, descriptor: &Descriptor) -> Result<bool> {
+        match self.info(&descriptor.digest).await? {
+            Some(info) if info.size == descriptor.size => Ok(true),
+            Some(info) => {
+                // The descriptor comes from outside: it may be what is wrong.
+                if !self.is_intact(&descriptor.digest).await? {
+                    let (digest, size) = (descriptor.digest, info.size);
+                    tracing::warn!(%digest, size, "a blob was damaged and is removed");
+                    self.delete(&digest).await?;
+                }
+                Ok(false)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Reads a blob to its end to see whether it has the digest it is named by. One that is absent has not.
+    async fn is_intact(&self, digest: &Digest) -> Result<bool> {
+        let Some(mut file) = self.open(digest).await? else { return Ok(false) };
+        let hash = move || {
+            let mut hasher = Hasher::new();
+            let mut buffer = vec![0; READ];
+            loop {
+                match std::io::Read::read(&mut file, &mut buffer) {
+                    Ok(0) => return Ok(hasher.finish()),
+                    Ok(count) => hasher.update(buffer.get(..count).unwrap_or_default()),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(Error::stream("read blob")(error)),
+                }
+            }
+        };
+        let actual = tokio::task::spawn_blocking(hash).await.map_err(|_| Error::Interrupted)??;
+        Ok(actual == *digest)
     }
 
     /// Reads a whole blob that must be there.

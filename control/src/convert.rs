@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use kiln_api::types::{BuildkitVersion, GcPolicy, WorkerRecord};
+use kiln_api::types::{BuildkitVersion, CdiDevice, GcPolicy, WorkerRecord};
 use kiln_cache::UsageRecord;
 use kiln_engine::Worker;
 
@@ -30,18 +30,24 @@ pub(crate) fn usage(record: &UsageRecord) -> kiln_api::control::UsageRecord {
 }
 
 /// What the worker says of itself.
-pub(crate) fn worker(
+pub(crate) async fn worker(
     worker: &Worker,
     policies: &[kiln_cache::GcPolicy],
     version: &BuildkitVersion,
 ) -> WorkerRecord {
+    let devices = worker.list_devices().await.into_iter().map(|device| CdiDevice {
+        name: device.name,
+        auto_allow: device.auto_allow,
+        annotations: device.annotations.into_iter().collect(),
+        on_demand: false,
+    });
     WorkerRecord {
         id: worker.id.clone(),
         labels: worker.labels.clone(),
         platforms: worker.platforms.clone(),
         gc_policy: policies.iter().map(policy).collect(),
         buildkit_version: Some(version.clone()),
-        cdi_devices: Vec::new(),
+        cdi_devices: devices.collect(),
     }
 }
 
@@ -54,6 +60,12 @@ fn policy(kiln_cache::GcPolicy(policy): &kiln_cache::GcPolicy) -> GcPolicy {
         max_used_space: policy.max_used_space,
         min_free_space: policy.min_free_space,
     }
+}
+
+/// What the stores have lost.
+pub(crate) fn losses(losses: kiln_cache::Losses) -> kiln_api::kiln::Losses {
+    let kiln_cache::Losses { snapshots, blobs, records } = losses;
+    kiln_api::kiln::Losses { snapshots, blobs, records }
 }
 
 /// Nanoseconds of the wire; none if zero or below.

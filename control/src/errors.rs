@@ -1,35 +1,64 @@
 //! Errors as gRPC statuses with typed details.
 
 use std::error::Error as StdError;
+use std::fmt;
 
 use kiln_api::errdetails::{self, Detail};
-use kiln_engine::{Error, ExecError};
+use kiln_engine::{Error, ExecError, FrontendExit};
 use kiln_frontend::{Error as FrontendError, ErrorKind, ErrorSource};
 use kiln_solver::{LimitExceeded, OpError, SolveError};
 use tonic::{Code, Status};
 
+/// What a client or a frontend returned instead of a result; shown as its text.
+#[derive(Debug)]
+struct Returned(Status);
+
+impl fmt::Display for Returned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.message())
+    }
+}
+
+impl StdError for Returned {}
+
+fn returned(error: &Error) -> Option<&Status> {
+    let Error::Client { source, .. } = error else { return None };
+    source.downcast_ref::<Returned>().map(|returned| &returned.0)
+}
+
+/// The error that a client or a frontend returned, details and all.
+pub(crate) fn from_returned(error: &kiln_api::rpc::Status) -> Error {
+    let details: Vec<Detail> = error.details.iter().cloned().map(Detail::from_any).collect();
+    let places = details.iter().filter_map(|detail| match detail {
+        Detail::Source { info, ranges } => Some(ErrorSource { info: info.clone(), ranges: ranges.clone() }),
+        _ => None,
+    });
+    let places = places.collect();
+    let status = errdetails::status(Code::from(error.code), error.message.clone(), &details);
+    Error::Client { source: Box::new(Returned(status)), places }
+}
+
 /// The status of a failed build.
 pub(crate) fn status(error: &Error) -> Status {
-    if let Error::Client(client) = error
-        && let Some(status) = client.downcast_ref::<Status>()
-    {
-        return status.clone();
-    }
-    errdetails::status(code(error), message(error), &details(error))
+    returned(error)
+        .cloned()
+        .unwrap_or_else(|| errdetails::status(code(error), message(error), &details(error)))
 }
 
 /// The status of a failed call of a frontend.
 pub(crate) fn frontend_status(error: &FrontendError) -> Status {
-    errdetails::status(frontend_code(error), error.chain(), &frontend_details(error))
+    errdetails::status(frontend_code(error), message(error), &frontend_details(error))
 }
 
 fn code(error: &Error) -> Code {
     match error {
         Error::Cancelled | Error::Solve { source: SolveError::Cancelled, .. } => Code::Cancelled,
         Error::NoSuchJob { .. } => Code::NotFound,
+        Error::ContainerExists { .. } => Code::AlreadyExists,
         Error::TimeLimit(_) => Code::DeadlineExceeded,
         other if limit_exceeded(other) => Code::DeadlineExceeded,
         Error::Frontend(error) => frontend_code(error),
+        Error::Client { .. } => returned(error).map_or(Code::Unknown, Status::code),
         other => os_code(other).unwrap_or(Code::Unknown),
     }
 }
@@ -41,6 +70,7 @@ fn frontend_code(error: &FrontendError) -> Code {
         (_, FrontendError::Solve { source, .. }) => {
             source.downcast_ref::<Error>().map_or(Code::Unknown, code)
         }
+        (_, FrontendError::Context { source, .. }) => frontend_code(source),
         (_, error) => os_code(error).unwrap_or(Code::Unknown),
     }
 }
@@ -95,16 +125,16 @@ fn shows_cause(error: &(dyn StdError + 'static)) -> bool {
     error.is::<OpError>()
         || matches!(
             error.downcast_ref::<Error>(),
-            Some(Error::Solve { .. } | Error::Frontend(_) | Error::Export(_) | Error::Client(_))
+            Some(Error::Solve { .. } | Error::Frontend(_) | Error::Export(_) | Error::Client { .. })
         )
         || matches!(error.downcast_ref::<FrontendError>(), Some(FrontendError::Solve { .. }))
         || error.is::<SolveError>()
 }
 
 /// The whole text: each error of the chain once, joined by `: `.
-fn message(error: &Error) -> String {
+fn message(error: &(dyn StdError + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
-    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    let mut next = Some(error);
     while let Some(error) = next {
         if !shows_cause(error) || inner(error).is_none() {
             let text = error.to_string();
@@ -131,6 +161,8 @@ fn details(error: &Error) -> Vec<Detail> {
             details
         }
         Error::Frontend(error) => frontend_details(error),
+        Error::Client { .. } => returned(error).map(errdetails::details).unwrap_or_default(),
+        Error::FrontendExit(FrontendExit { code, .. }) => vec![Detail::Exit { code: code.cast_unsigned() }],
         _ => Vec::new(),
     }
 }

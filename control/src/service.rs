@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt as _};
+use kiln_api::content::content_server::ContentServer;
 use kiln_api::control::control_server::{Control as ControlService, ControlServer};
 use kiln_api::control::{
     BuildHistoryEvent, BuildHistoryRequest, BytesMessage, DiskUsageRequest, DiskUsageResponse, InfoRequest,
@@ -13,8 +14,9 @@ use kiln_api::control::{
     StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UpdateBuildHistoryResponse, UsageRecord,
 };
 use kiln_api::gateway::llb_bridge_server::LlbBridgeServer;
+use kiln_api::kiln::catalogue_server::CatalogueServer;
 use kiln_api::types::BuildkitVersion;
-use kiln_cache::{GcPolicy, PruneOptions, UsageQuery};
+use kiln_cache::{BuildRetention, GcPolicy, PruneOptions, UsageQuery};
 use kiln_engine::{BuildRequest, CacheSpec, Engine, ExporterSpec};
 use kiln_session::SessionStream;
 use tokio::sync::mpsc;
@@ -22,15 +24,18 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::blobs::Blobs;
+use crate::catalogue::Catalogue;
 use crate::gateway::Gateway;
+use crate::history::History;
 use crate::{convert, errors, status};
 
 /// Requests are at most this large. That is four times what the reference takes, for definitions: the largest that is
 /// loaded, of 100 000 vertices, has 25 MiB and more. A request is decoded before anything of it is looked at, into
 /// a few times its size as a rule, so this also bounds what a client can make the daemon hold.
-const MAX_REQUEST: usize = 64 << 20;
+pub(crate) const MAX_REQUEST: usize = 64 << 20;
 /// Answers are at most this large, because clients take no more.
-const MAX_ANSWER: usize = 16 << 20;
+pub(crate) const MAX_ANSWER: usize = 16 << 20;
 /// How long a status call waits for a build that has not begun.
 const JOB_WAIT: Duration = Duration::from_secs(6);
 /// Responses on their way to a slow client; when it is full, the stream waits (progress itself is kept by the job).
@@ -45,6 +50,7 @@ const COMPATIBILITY: [i64; 3] = [10, 20, 30];
 pub struct Control {
     engine: Engine,
     options: Arc<ControlOptions>,
+    history: History,
     tasks: TaskTracker,
 }
 
@@ -58,12 +64,16 @@ pub struct ControlOptions {
     pub version: Version,
     /// Policies of the garbage collector, as listed with the worker.
     pub gc_policies: Vec<GcPolicy>,
+    /// Which records of builds stay.
+    pub retention: BuildRetention,
 }
 
 impl Control {
     /// Services over `engine`.
     pub fn new(engine: Engine, options: ControlOptions) -> Self {
-        Self { engine, options: Arc::new(options), tasks: TaskTracker::new() }
+        let tasks = TaskTracker::new();
+        let history = History::new(engine.clone(), options.retention, tasks.clone());
+        Self { engine, options: Arc::new(options), history, tasks }
     }
 
     /// The control service.
@@ -75,12 +85,39 @@ impl Control {
 
     /// The gateway service, for clients that drive builds themselves.
     pub fn gateway_server(&self) -> LlbBridgeServer<Gateway> {
-        LlbBridgeServer::new(Gateway::new(self.engine.clone(), self.options.version.clone()))
-            .max_decoding_message_size(MAX_REQUEST)
-            .max_encoding_message_size(MAX_ANSWER)
+        LlbBridgeServer::new(Gateway::new(
+            self.engine.clone(),
+            self.options.version.clone(),
+            self.tasks.clone(),
+        ))
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_ANSWER)
     }
 
-    /// Waits for the streams that are still open.
+    /// The service of the catalogue, which only our own clients know.
+    pub fn catalogue_server(&self) -> CatalogueServer<Catalogue> {
+        CatalogueServer::new(Catalogue::new(self.engine.worker().cache.clone(), self.tasks.clone()))
+    }
+
+    /// The content service, by which clients read blobs.
+    pub fn content_server(&self) -> ContentServer<Blobs> {
+        ContentServer::new(Blobs::new(self.engine.worker().content.clone(), self.tasks.clone()))
+    }
+
+    /// Removes the records of builds that do not stay. For the daemon's housekeeping.
+    ///
+    /// # Errors
+    /// Those of the catalogue.
+    pub async fn expire_history(&self) -> kiln_cache::Result<()> {
+        self.history.expire().await
+    }
+
+    /// Ends the streams of those who wait for what builds do next.
+    pub fn end_listening(&self) {
+        self.history.close();
+    }
+
+    /// Waits for the streams that are still open, and for records of builds that are being written.
     pub async fn close(&self) {
         self.tasks.close();
         self.tasks.wait().await;
@@ -137,9 +174,16 @@ impl ControlService for Control {
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
-        let request = build_request(request.into_inner())?;
+        let request = request.into_inner();
+        let internal = request.internal;
+        let request = build_request(request)?;
         let id = request.id.clone();
-        match self.engine.build(request).await {
+        let recording = if internal { None } else { self.history.begin(&request) };
+        let outcome = self.engine.build(request).await;
+        if let Some(recording) = recording {
+            recording.ended(&outcome);
+        }
+        match outcome {
             Ok(response) => {
                 Ok(Response::new(SolveResponse { exporter_response: response.exporter_response }))
             }
@@ -153,6 +197,9 @@ impl ControlService for Control {
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
         let id = request.into_inner().r#ref;
+        if let Some(replayed) = self.history.replay(&id).await? {
+            return Ok(with_clock(ReceiverStream::new(replayed).boxed()));
+        }
         let mut events = tokio::time::timeout(JOB_WAIT, self.engine.progress(&id))
             .await
             .map_err(|_| Status::not_found(format!("no such job {id}")))?;
@@ -199,27 +246,34 @@ impl ControlService for Control {
         request: Request<ListWorkersRequest>,
     ) -> Result<Response<ListWorkersResponse>, Status> {
         let filters = request.into_inner().filter;
-        let worker = convert::worker(self.engine.worker(), &self.options.gc_policies, &self.options.version);
+        let options = &self.options;
+        let worker = convert::worker(self.engine.worker(), &options.gc_policies, &options.version).await;
         let matches = worker_matches(&filters, &worker)?;
         Ok(Response::new(ListWorkersResponse { record: if matches { vec![worker] } else { Vec::new() } }))
     }
 
     async fn info(&self, _request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(InfoResponse { buildkit_version: Some(self.options.version.clone()) }))
+        let losses = convert::losses(self.engine.worker().cache.losses());
+        Ok(Response::new(InfoResponse {
+            buildkit_version: Some(self.options.version.clone()),
+            losses: Some(losses),
+        }))
     }
 
     async fn listen_build_history(
         &self,
-        _request: Request<BuildHistoryRequest>,
+        request: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        Err(Status::unimplemented("build history is not supported yet"))
+        let events = self.history.listen(request.into_inner()).await?;
+        Ok(with_clock(ReceiverStream::new(events).boxed()))
     }
 
     async fn update_build_history(
         &self,
-        _request: Request<UpdateBuildHistoryRequest>,
+        request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        Err(Status::unimplemented("build history is not supported yet"))
+        self.history.update(request.into_inner()).await?;
+        Ok(Response::new(UpdateBuildHistoryResponse {}))
     }
 }
 
@@ -266,7 +320,7 @@ fn with_clock<T>(stream: T) -> Response<T> {
     response
 }
 
-fn internal(error: impl std::error::Error) -> Status {
+pub(crate) fn internal(error: impl std::error::Error) -> Status {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

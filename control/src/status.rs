@@ -137,11 +137,20 @@ mod tests {
     fn responses_are_bounded_whatever_is_large_in_them() {
         let text = "x".repeat(20_000);
         let event = VertexEvent::announced(vertex(), "");
-        check("name", ProgressEvent::Vertex(VertexEvent { name: text.as_str().into(), ..event.clone() }));
-        check("error", ProgressEvent::Vertex(VertexEvent { error: Some(text.clone()), ..event.clone() }));
+        check(
+            "name",
+            ProgressEvent::Vertex(Arc::new(VertexEvent { name: text.as_str().into(), ..event.clone() })),
+        );
+        check(
+            "error",
+            ProgressEvent::Vertex(Arc::new(VertexEvent { error: Some(text.clone()), ..event.clone() })),
+        );
         check(
             "inputs",
-            ProgressEvent::Vertex(VertexEvent { inputs: vec![vertex(); 300].into(), ..event.clone() }),
+            ProgressEvent::Vertex(Arc::new(VertexEvent {
+                inputs: vec![vertex(); 300].into(),
+                ..event.clone()
+            })),
         );
         let miss = kiln_solver::Miss::Differs {
             name: text.clone(),
@@ -149,7 +158,7 @@ mod tests {
             differences: Vec::new(),
             further: 0,
         };
-        check("reason", ProgressEvent::Vertex(VertexEvent { miss: Some(Arc::new(miss)), ..event }));
+        check("reason", ProgressEvent::Vertex(Arc::new(VertexEvent { miss: Some(Arc::new(miss)), ..event })));
         let (vertex, timestamp) = (vertex(), SystemTime::UNIX_EPOCH);
         let data = bytes::Bytes::from(text.clone());
         let status = StatusEvent {
@@ -178,6 +187,6 @@ mod tests {
             data,
             ranges: Vec::new(),
         };
-        check("warning", ProgressEvent::Warning(warning));
+        check("warning", ProgressEvent::Warning(Box::new(warning)));
     }
 }

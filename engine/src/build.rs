@@ -6,27 +6,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use kiln_frontend::{
-    Bridge, Error as FrontendError, Frontend, FrontendRequest, FrontendResult, Reference, ResolveRequest,
-    SolveRequest, SourceMetadata, Warning, WorkerInfo,
+    Bridge, Error as FrontendError, FrontendRequest, FrontendResult, Reference, ResolveRequest, SolveRequest,
+    SourceMetadata, Warning, WorkerInfo,
 };
 use kiln_llb::pb;
 use kiln_solver::{CachedResult, Job, JobContext, OpContext, VertexDigest, VertexProgress, WaiterSet};
-use tokio::sync::oneshot;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::caller::Caller;
 use crate::caps;
-use crate::convert;
+use crate::convert::{self, Origins};
 use crate::engine::CacheSpec;
 use crate::error::{Error, Result, chain};
+use crate::frontends::Frontends;
 use crate::lending::JobInfo;
 use crate::load::{self, GrantedEntitlements, LoadError, LoadOptions, LoadedGraph};
 use crate::ops;
 use crate::ops::source::Resolutions;
 use crate::reference::SolvedRef;
 use crate::worker::Worker;
-
-/// References that one build's client may hold.
-const MAX_REFS: usize = 100_000;
 
 /// What the parts of one build share.
 pub(crate) struct BuildState {
@@ -35,17 +35,17 @@ pub(crate) struct BuildState {
     pub(crate) job: Job,
     pub(crate) info: Arc<JobInfo>,
     pub(crate) entitlements: Vec<String>,
-    pub(crate) frontends: Arc<BTreeMap<String, Arc<dyn Frontend>>>,
+    pub(crate) frontends: Arc<Frontends>,
     pub(crate) cancel: CancellationToken,
-    /// Options and inputs of the request, for clients that drive the build themselves.
-    pub(crate) attrs: BTreeMap<String, String>,
-    pub(crate) inputs: BTreeMap<String, pb::Definition>,
-    pub(crate) returned: Mutex<Option<oneshot::Sender<Result<FrontendResult>>>>,
     pub(crate) resolutions: Arc<Resolutions>,
     /// The caches it looks into, by id.
     pub(crate) imports: Mutex<BTreeSet<String>>,
-    /// References that the client holds by id. They lead back here, so the build's end clears them.
-    pub(crate) kept: Mutex<BTreeMap<String, Arc<dyn Reference>>>,
+    /// The client, which may drive the build itself. What it holds leads back here, so the build's end clears it.
+    pub(crate) client: Arc<Caller>,
+    /// What goes on for a moment after those it belongs to; the engine waits for it when it closes.
+    pub(crate) tasks: TaskTracker,
+    /// Frontends that may run as processes at a time.
+    pub(crate) frontend_slots: Semaphore,
 }
 
 impl std::fmt::Debug for BuildState {
@@ -70,31 +70,40 @@ impl BuildState {
         Box::pin(self.load_and_solve(definition, depth))
     }
 
+    /// What its steps and containers may have.
+    pub(crate) fn granted(&self) -> Result<GrantedEntitlements> {
+        let granted = self.entitlements.iter().cloned();
+        GrantedEntitlements::with_devices(granted, self.worker.devices.clone()).map_err(Error::request)
+    }
+
     async fn load_and_solve(&self, definition: &pb::Definition, depth: u32) -> Result<CachedResult> {
         let platform = self.worker.platforms.first().cloned().unwrap_or_default();
-        let entitlements = GrantedEntitlements::new(self.entitlements.iter().cloned());
+        let entitlements = self.granted()?;
         let caps = caps::llb();
         let options = LoadOptions::new(&platform, &entitlements).with_caps(&caps);
         let mut loaded =
             load::load(definition, &options).await.map_err(|error| not_loaded(definition, error))?;
         ops::nested::set_apart(&mut loaded, depth);
         ops::set_apart_directories(&mut loaded, &self.info.session_id);
+        let origins = Origins::of(&loaded);
         let graph =
             ops::graph(&self.worker, &loaded, &self.resolutions, depth).map_err(|error| match error {
                 Error::Vertex { vertex, message, .. } => {
-                    Error::Vertex { vertex, sources: convert::sources(definition, &loaded, vertex), message }
+                    Error::Vertex { vertex, sources: origins.sources(definition, vertex), message }
                 }
                 error => error,
             })?;
         let edge = ops::edge(loaded.edge)?;
         self.note_resources(&loaded);
         self.prune_caches(&loaded).await?;
+        // Builds take long, and the graph has all that it needs.
+        drop(loaded);
         let solved = tokio::select! {
             solved = self.job.build(graph, vec![edge]) => solved,
             () = self.cancel.cancelled() => return Err(Error::Cancelled),
         };
         let mut results = solved.map_err(|source| {
-            let sources = source.vertex().map(|v| convert::sources(definition, &loaded, v));
+            let sources = source.vertex().map(|v| origins.sources(definition, v));
             Error::Solve { sources: sources.unwrap_or_default(), source }
         })?;
         results.pop().ok_or_else(|| Error::request("the solver returned no result"))
@@ -160,10 +169,11 @@ fn not_loaded(definition: &pb::Definition, error: LoadError) -> Error {
     Error::Vertex { vertex: VertexDigest(vertex.digest()), sources, message: chain(&error) }
 }
 
-/// The bridge of one build.
+/// The bridge of one build, for one of those who call back through it.
 #[derive(Clone, Debug)]
 pub struct BuildBridge {
     pub(crate) state: Arc<BuildState>,
+    pub(crate) caller: Arc<Caller>,
 }
 
 impl BuildBridge {
@@ -172,39 +182,32 @@ impl BuildBridge {
         &self.state.id
     }
 
+    /// Completes when the build has ended, or is about to.
+    pub async fn ended(&self) {
+        self.state.cancel.cancelled().await;
+    }
+
     /// The worker it runs on.
     pub fn worker(&self) -> &Worker {
         &self.state.worker
     }
 
-    /// Options of the request.
-    pub fn attrs(&self) -> &BTreeMap<String, String> {
-        &self.state.attrs
-    }
-
-    /// Inputs of the request.
+    /// Inputs of the request that the caller serves.
     pub fn inputs(&self) -> &BTreeMap<String, pb::Definition> {
-        &self.state.inputs
+        self.caller.inputs()
     }
 
-    /// Ends a build that its client drives, with its result. Only the first call counts; `false` for later ones.
+    /// Ends what the caller was asked for, with its result. Only the first call counts; `false` for later ones.
     pub fn finish(&self, result: Result<FrontendResult>) -> bool {
-        let sender = self.state.returned.lock().unwrap_or_else(PoisonError::into_inner).take();
-        sender.is_some_and(|s| s.send(result).is_ok())
+        self.caller.finish(result)
     }
 
-    /// Keeps a reference for the client until the build ends; its id.
+    /// Keeps a reference for the caller until it has ended; its id.
     ///
     /// # Errors
-    /// A build holds a bounded number of them.
+    /// A caller holds a bounded number of them.
     pub fn keep(&self, reference: Arc<dyn Reference>) -> Result<String> {
-        let mut kept = self.kept();
-        if kept.len() >= MAX_REFS {
-            return Err(Error::request(format!("a build may hold at most {MAX_REFS} references")));
-        }
-        let id = format!("{}-{}", self.state.id, kept.len());
-        kept.insert(id.clone(), reference);
-        Ok(id)
+        self.caller.keep(&self.state.id, reference)
     }
 
     /// The reference with that id.
@@ -212,18 +215,7 @@ impl BuildBridge {
     /// # Errors
     /// In the words of the reference, for an id that is empty or unknown.
     pub fn find(&self, id: &str) -> Result<Arc<dyn Reference>> {
-        if id.is_empty() {
-            return Err(Error::request("empty ref: "));
-        }
-        let kept = self.kept();
-        kept.get(id).cloned().ok_or_else(|| {
-            let all: Vec<&String> = kept.keys().take(10).collect();
-            Error::request(format!("no such ref: {id}, all {all:?}"))
-        })
-    }
-
-    fn kept(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<dyn Reference>>> {
-        self.state.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.caller.find(id)
     }
 
     /// A reference to the result of a definition, solved when read; `None` for an empty definition.
@@ -252,14 +244,7 @@ impl Bridge for BuildBridge {
             }
             (None, "") => Ok(FrontendResult::default()),
             (None, name) => {
-                let name = kiln_frontend::builtin(name, &request.opts);
-                let frontend = self
-                    .state
-                    .frontends
-                    .get(name)
-                    .ok_or_else(|| FrontendError::input(no_frontend(name, &request.opts)))?;
-                let asked = self.state.frontend_request(request.opts, request.inputs);
-                let result = frontend.solve(Arc::new(self.clone()), asked).await?;
+                let result = self.run_frontend(name, request.opts, request.inputs).await?;
                 if request.evaluate {
                     for (_, reference) in result.iter() {
                         reference.evaluate().await?;
@@ -280,16 +265,5 @@ impl Bridge for BuildBridge {
     async fn warn(&self, warning: Warning) -> Result<(), FrontendError> {
         self.state.job.warn(convert::warning(warning));
         Ok(())
-    }
-}
-
-/// Why there is no frontend of that name.
-pub(crate) fn no_frontend(name: &str, opts: &BTreeMap<String, String>) -> String {
-    match opts.get("source").filter(|_| name == "gateway.v0") {
-        Some(image) => format!(
-            "frontend image `{image}` cannot be run: containers of the gateway are not supported yet. \
-             Images of docker/dockerfile are served by the built-in frontend"
-        ),
-        None => format!("invalid frontend: {name}"),
     }
 }

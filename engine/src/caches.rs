@@ -177,8 +177,9 @@ async fn export_one(
             maker: tools.layers(),
             provider: &provider,
         };
+        let Ok(graph) = state.job.key_graph(results) else { return Ok(None) };
         let part = Part::begin(&cx.progress, "preparing build cache for export");
-        let records = collect(walk, results).await.map_err(Shown)?;
+        let records = collect(walk, &graph).await.map_err(Shown)?;
         drop(part);
         let _part = Part::begin(&cx.progress, "sending cache export");
         let writing = Export {

@@ -31,17 +31,25 @@ pub(crate) fn warning(warning: Warning) -> WarningEvent {
     }
 }
 
-/// Places in the input that belong to a vertex. The client's source map names vertices as loaded, or as sent.
-pub(crate) fn sources(
-    definition: &pb::Definition,
-    loaded: &LoadedGraph,
-    vertex: VertexDigest,
-) -> Vec<ErrorSource> {
-    let sent = loaded.vertices.iter().find(|v| v.digest.digest() == vertex.0).map(|v| v.sent);
-    places(definition, vertex.0.into(), sent)
+/// What those vertices of a graph were sent as that are no longer what was sent.
+#[derive(Debug)]
+pub(crate) struct Origins(Vec<(kiln_llb::VertexDigest, kiln_llb::VertexDigest)>);
+
+impl Origins {
+    pub(crate) fn of(loaded: &LoadedGraph) -> Self {
+        let changed = loaded.vertices.iter().filter(|vertex| vertex.digest != vertex.sent);
+        Self(changed.map(|vertex| (vertex.digest, vertex.sent)).collect())
+    }
+
+    /// Places in the input that belong to a vertex. The client's source map names vertices as loaded, or as sent.
+    pub(crate) fn sources(&self, definition: &pb::Definition, vertex: VertexDigest) -> Vec<ErrorSource> {
+        let vertex = kiln_llb::VertexDigest::from(vertex.0);
+        let sent = self.0.iter().find(|(loaded, _)| *loaded == vertex).map(|(_, sent)| *sent);
+        places(definition, vertex, sent)
+    }
 }
 
-/// As [`sources`], for a vertex by its digest as loaded and as sent.
+/// As [`Origins::sources`], for a vertex by its digest as loaded and as sent.
 pub(crate) fn places(
     definition: &pb::Definition,
     vertex: kiln_llb::VertexDigest,

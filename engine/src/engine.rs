@@ -4,22 +4,25 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use kiln_content::CodecPool;
+use kiln_content::{CodecPool, Descriptor};
 use kiln_digest::Digest;
 use kiln_exporter::{RegistryPusher, Tools};
-use kiln_frontend::{Frontend, FrontendResult, References};
+use kiln_frontend::{FrontendResult, References};
 use kiln_llb::pb;
 use kiln_registry::Credentials;
 use kiln_session::{FixedWaiters, Lender};
 use kiln_solver::{JobContext, LimitExceeded, ProgressStream, Solver, SolverOptions, VertexDigest};
 use kiln_source::SessionCredentials;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::build::{BuildBridge, BuildState, no_frontend};
+use crate::build::{BuildBridge, BuildState};
 use crate::caches;
+use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::export;
+use crate::frontends::{Frontends, MAX_PROCESSES};
 use crate::lending::JobInfo;
 use crate::limits::BuildLimits;
 use crate::worker::Worker;
@@ -38,7 +41,7 @@ pub struct Engine {
 struct Inner {
     worker: Arc<Worker>,
     solver: Solver,
-    frontends: Arc<BTreeMap<String, Arc<dyn Frontend>>>,
+    frontends: Arc<Frontends>,
     tools: Tools,
     limits: BuildLimits,
     builds: Mutex<HashMap<String, Weak<BuildState>>>,
@@ -46,6 +49,8 @@ struct Inner {
     finished: Mutex<VecDeque<Finished>>,
     /// Told whenever a build starts.
     started: Notify,
+    /// What ends for itself soon after the build it belongs to.
+    tasks: TaskTracker,
 }
 
 impl std::fmt::Debug for Engine {
@@ -105,15 +110,15 @@ pub struct CacheSpec {
 pub struct BuildResponse {
     /// Keys of the exporters and the frontend.
     pub exporter_response: BTreeMap<String, String>,
+    /// What the frontend said beside its result.
+    pub metadata: BTreeMap<String, Vec<u8>>,
+    /// The top documents of what was exported, by the places of their exporters in the request.
+    pub results: BTreeMap<usize, Descriptor>,
 }
 
 impl Engine {
-    /// An engine over `worker` with these frontends by name. Call it inside a tokio runtime.
-    pub fn new(
-        worker: Worker,
-        options: SolverOptions,
-        frontends: BTreeMap<String, Arc<dyn Frontend>>,
-    ) -> Self {
+    /// An engine over `worker` with these frontends. Call it inside a tokio runtime.
+    pub fn new(worker: Worker, options: SolverOptions, frontends: Frontends) -> Self {
         Self::limited(worker, options, frontends, BuildLimits::default())
     }
 
@@ -121,7 +126,7 @@ impl Engine {
     pub fn limited(
         worker: Worker,
         options: SolverOptions,
-        frontends: BTreeMap<String, Arc<dyn Frontend>>,
+        frontends: Frontends,
         limits: BuildLimits,
     ) -> Self {
         worker.cache.check_sources(Arc::new(caches::LiveSources(worker.sessions.clone())));
@@ -143,6 +148,7 @@ impl Engine {
             builds: Mutex::default(),
             finished: Mutex::default(),
             started: Notify::new(),
+            tasks: TaskTracker::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -181,12 +187,11 @@ impl Engine {
             entitlements: request.entitlements.clone(),
             frontends: self.inner.frontends.clone(),
             cancel,
-            attrs: request.attrs.clone(),
-            inputs: request.inputs.clone(),
-            returned: Mutex::new(Some(returned)),
             resolutions: Arc::default(),
             imports: Mutex::default(),
-            kept: Mutex::default(),
+            tasks: self.inner.tasks.clone(),
+            client: Arc::new(Caller::new(request.inputs.clone(), 0, Some(returned))),
+            frontend_slots: Semaphore::new(MAX_PROCESSES),
         });
         // The job was made a moment ago: nobody has set it before.
         let _unset = state.info.build.set(Arc::downgrade(&state));
@@ -220,7 +225,7 @@ impl Engine {
         phase: export::Phase<'_>,
         result: oneshot::Receiver<Result<FrontendResult>>,
     ) -> Result<BuildResponse> {
-        let bridge = BuildBridge { state: state.clone() };
+        let bridge = BuildBridge { state: state.clone(), caller: state.client.clone() };
         for name in notes {
             let digest = VertexDigest(Digest::of(name.as_bytes()));
             state.job.vertex_scope(&name, digest, |_| async { Ok::<(), Error>(()) }).await?;
@@ -251,7 +256,8 @@ impl Engine {
             tokio::pin!(started);
             started.as_mut().enable();
             if let Some(state) = self.builds().get(id).and_then(Weak::upgrade) {
-                return BuildBridge { state };
+                let caller = state.client.clone();
+                return BuildBridge { state, caller };
             }
             started.await;
         }
@@ -280,7 +286,12 @@ impl Engine {
 
     /// Stops all work and waits for it.
     pub async fn close(&self) {
+        let builds: Vec<_> = self.builds().values().filter_map(Weak::upgrade).collect();
+        builds.iter().for_each(|build| build.cancel.cancel());
+        drop(builds);
         self.inner.solver.close().await;
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
     }
 
     async fn result(
@@ -298,16 +309,13 @@ impl Engine {
             return Ok(result);
         }
         if request.frontend.is_empty() {
-            return returned.await.unwrap_or(Err(Error::Cancelled));
+            return tokio::select! {
+                result = returned => result.unwrap_or(Err(Error::Cancelled)),
+                () = bridge.state.cancel.cancelled() => Err(Error::Cancelled),
+            };
         }
-        let name = kiln_frontend::builtin(&request.frontend, &request.attrs);
-        let frontend = self
-            .inner
-            .frontends
-            .get(name)
-            .ok_or_else(|| Error::request(no_frontend(name, &request.attrs)))?;
-        let asked = bridge.state.frontend_request(request.attrs.clone(), request.inputs.clone());
-        frontend.solve(Arc::new(bridge.clone()), asked).await.map_err(Error::Frontend)
+        let (attrs, inputs) = (request.attrs.clone(), request.inputs.clone());
+        bridge.run_frontend(&request.frontend, attrs, inputs).await.map_err(Error::Frontend)
     }
 
     /// Solves all references of a result at once.
@@ -347,8 +355,7 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.engine.retain_progress(&self.state);
         self.engine.builds().remove(&self.state.id);
-        let kept = std::mem::take(&mut *self.state.kept.lock().unwrap_or_else(PoisonError::into_inner));
-        drop(kept);
+        self.state.client.clear();
     }
 }
 

@@ -1,5 +1,7 @@
 //! Errors of ops and builds.
 
+use std::fmt;
+
 use kiln_solver::VertexDigest;
 
 /// Any error, kept as a cause.
@@ -83,12 +85,54 @@ pub enum ExecError {
         /// Its type.
         kind: i32,
     },
-    /// Devices of the host, which this daemon does not hand on yet.
-    #[error("devices are not supported yet: {names}")]
-    Devices {
-        /// Those that were asked for.
-        names: String,
+    /// Programs for a processor that this machine has not.
+    #[error("no support for running processes with {wanted} platform, supported: {supported}")]
+    Platform {
+        /// What they are made for.
+        wanted: String,
+        /// What there is.
+        supported: String,
     },
+    /// The kernel cannot execute a program for another platform.
+    #[error(
+        "this machine does not run programs for {platform}: install an emulator for it (Debian's packages qemu-user-static \
+         and binfmt-support), or put {emulator} into the daemon's PATH"
+    )]
+    Foreign {
+        /// What they are made for.
+        platform: String,
+        /// The program that would emulate it.
+        emulator: String,
+        /// What the runtime says.
+        source: BoxError,
+    },
+    /// A device of the host that is not there.
+    #[error("{0}")]
+    Device(String),
+}
+
+/// How a frontend that ran as a process ended without a result that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendExit {
+    /// Its image.
+    pub image: String,
+    /// The exit code; 255 if it is not known.
+    pub code: i32,
+    /// The kernel killed something because memory ran out.
+    pub oom: bool,
+    /// The end of what it wrote on standard error.
+    pub last_words: String,
+}
+
+impl fmt::Display for FrontendExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frontend image `{}` did not complete successfully: ", self.image)?;
+        f.write_str(&exit_text(self.code, self.oom))?;
+        match self.last_words.as_str() {
+            "" => Ok(()),
+            words => write!(f, "; it said last: {words}"),
+        }
+    }
 }
 
 /// Why a build failed.
@@ -125,9 +169,23 @@ pub enum Error {
     /// The frontend failed.
     #[error("{}", .0.chain())]
     Frontend(kiln_frontend::Error),
-    /// What the client that drives the build ended it with.
+    /// What the client that drives the build, or a frontend, ended it with.
+    #[error("{source}")]
+    Client {
+        /// Its error.
+        source: BoxError,
+        /// Places in the input that it names.
+        places: Vec<kiln_frontend::ErrorSource>,
+    },
+    /// A caller has a container of that id.
+    #[error("Container {id} already exists")]
+    ContainerExists {
+        /// The id.
+        id: String,
+    },
+    /// A frontend that ran as a process ended in a bad way.
     #[error("{0}")]
-    Client(#[source] BoxError),
+    FrontendExit(FrontendExit),
     /// An export failed.
     #[error("{0}")]
     Export(#[source] BoxError),

@@ -56,13 +56,14 @@ pub(crate) async fn export(
     });
     let exported = try_join_all(running).await?;
 
-    let mut response = BTreeMap::new();
+    let (mut response, mut results) = (BTreeMap::new(), BTreeMap::new());
     let mut finalizers = Vec::new();
-    for (exporter, exported) in exporters.iter().zip(exported) {
+    for (place, (exporter, exported)) in exporters.iter().zip(exported).enumerate() {
         response.extend(exported.response);
+        results.extend(exported.descriptor.map(|descriptor| (place, descriptor)));
         finalizers.extend(exported.finalize.map(|f| finish(state, exporter, f)));
     }
-    let keys: Vec<ResultKey> = keys.values().cloned().collect();
+    let keys: Vec<ResultKey> = keys.values().copied().collect();
     let caches = caches::export(state, tools, &caches.exports, &keys);
     let (_, written) = try_join(try_join_all(finalizers), caches).await?;
     response.extend(written);
@@ -71,7 +72,7 @@ pub(crate) async fn export(
             response.insert(key.clone(), value.to_owned());
         }
     }
-    Ok(BuildResponse { exporter_response: response })
+    Ok(BuildResponse { exporter_response: response, metadata: result.metadata, results })
 }
 
 /// An export into an image's own configuration: with what, and the keys of all results by id.
@@ -159,7 +160,7 @@ async fn source(result: &FrontendResult) -> Result<Source> {
 async fn keys(result: &FrontendResult) -> Result<BTreeMap<String, ResultKey>> {
     let mut keys = BTreeMap::new();
     for (id, reference) in result.iter() {
-        keys.insert(id.to_owned(), solved(reference)?.solve().await?.key.clone());
+        keys.insert(id.to_owned(), solved(reference)?.solve().await?.key);
     }
     Ok(keys)
 }

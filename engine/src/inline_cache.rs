@@ -44,7 +44,9 @@ impl ImageRecords {
             maker: self.tools.layers(),
             provider: &*self.provider,
         };
-        Ok(collect(walk, std::slice::from_ref(result)).await?.into_inline(layers))
+        // A job that has ended has nobody to export for.
+        let Ok(graph) = self.state.job.key_graph(std::slice::from_ref(result)) else { return Ok(None) };
+        Ok(collect(walk, &graph).await?.into_inline(layers))
     }
 }
 

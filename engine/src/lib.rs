@@ -10,12 +10,17 @@
 mod agents;
 mod build;
 mod caches;
+mod caller;
 pub mod caps;
+mod container;
 mod convert;
 mod engine;
 mod error;
 mod export;
 pub mod fileop;
+mod files;
+mod frontends;
+mod gateway;
 mod inline_cache;
 pub mod keys;
 mod lending;
@@ -30,11 +35,14 @@ mod secrets;
 mod worker;
 
 pub use crate::build::BuildBridge;
+pub use crate::container::{Container, ContainerMount, ContainerProcess, ContainerRequest, ProcessPlace};
 pub use crate::engine::{BuildRequest, BuildResponse, CacheSpec, Engine, ExporterSpec};
-pub use crate::error::{BoxError, Error, ExecError, Result};
-pub use crate::limits::BuildLimits;
+pub use crate::error::{BoxError, Error, ExecError, FrontendExit, Result};
+pub use crate::frontends::{BridgeServer, FrontendImages, Frontends};
+pub use crate::limits::{BuildLimits, parse_duration};
 pub use crate::reference::SolvedRef;
 pub use crate::worker::Worker;
+pub use kiln_executor::{Exit, Output, ProcessIo, WindowSize};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -29,7 +29,7 @@ impl BuildLimits {
     pub(crate) fn tightened(self, attrs: &mut BTreeMap<String, String>) -> Result<Self> {
         let [step, silence, build] = ATTRS.map(|name| {
             let Some(text) = attrs.remove(name) else { return Ok(None) };
-            parse(&text).map(Some).ok_or_else(|| {
+            parse_duration(&text).map(Some).ok_or_else(|| {
                 Error::request(format!(
                     "invalid value {text:?} of `{name}`: use a duration such as 90s or 1h30m"
                 ))
@@ -52,8 +52,8 @@ impl BuildLimits {
     }
 }
 
-/// Reads a duration as Go writes them: `1h30m`, `2.5s`, `300ms`.
-fn parse(text: &str) -> Option<Duration> {
+/// Reads a duration above zero as Go writes them: `1h30m`, `2.5s`, `300ms`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut seconds = 0.0;
     while !rest.is_empty() {
@@ -94,7 +94,7 @@ mod tests {
             ("99999999999999999999999h", None),
             ("1d", None),
         ] {
-            assert_eq!(parse(text), want.map(Duration::from_millis), "{text}");
+            assert_eq!(parse_duration(text), want.map(Duration::from_millis), "{text}");
         }
     }
 

@@ -22,6 +22,7 @@ use kiln_llb::pb::op::Op as Kind;
 use kiln_llb::{RawOp, VertexDigest, is_canonical_op, pb};
 use prost::Message as _;
 
+pub(crate) use crate::load::entitlements::not_registered;
 pub use crate::load::entitlements::{Entitlements, GrantedEntitlements};
 pub use crate::load::error::{LoadError, Located};
 pub use crate::load::identifier::canonical_identifier;
@@ -104,7 +105,7 @@ struct Draft<'a> {
     bytes: &'a [u8],
     /// Whether the bytes are the canonical ones.
     canonical: bool,
-    op: pb::Op,
+    op: Arc<pb::Op>,
     /// Whether its source is no longer the one that was sent.
     source_changed: bool,
     metadata: Option<&'a pb::OpMetadata>,
@@ -185,19 +186,30 @@ fn decode(definition: &pb::Definition) -> Result<(Vec<Draft<'_>>, HashMap<Vertex
 }
 
 /// One op, and whether its bytes are the canonical ones.
-fn decode_op(bytes: &[u8]) -> Result<(pb::Op, bool), LoadError> {
+fn decode_op(bytes: &[u8]) -> Result<(Arc<pb::Op>, bool), LoadError> {
     let canonical = is_canonical_op(bytes);
     if !canonical {
         // The wire-level decoder goes first because its errors read like the reference's.
         RawOp::decode(bytes).map_err(LoadError::Parse)?;
     }
-    let op = pb::Op::decode(bytes).map_err(|e| LoadError::Parse(e.into()))?;
+    let mut op = pb::Op::decode(bytes).map_err(|e| LoadError::Parse(e.into()))?;
+    fit(&mut op);
     for (position, input) in op.inputs.iter().enumerate() {
         if input.index < 0 {
             return Err(LoadError::NegativeOutput { position, output: input.index });
         }
     }
-    Ok((op, canonical))
+    Ok((Arc::new(op), canonical))
+}
+
+/// Gives back what lists have grown by beyond their entries: most have one, and there are as many as vertices.
+fn fit(op: &mut pb::Op) {
+    op.inputs.shrink_to_fit();
+    match &mut op.op {
+        Some(Kind::File(file)) => file.actions.shrink_to_fit(),
+        Some(Kind::Exec(exec)) => exec.mounts.shrink_to_fit(),
+        _ => {}
+    }
 }
 
 fn goes_through_proxy(op: &pb::Op) -> Result<bool, LoadError> {
@@ -211,9 +223,12 @@ fn goes_through_proxy(op: &pb::Op) -> Result<bool, LoadError> {
 
 async fn evaluate_sources(drafts: &mut [Draft<'_>], options: &LoadOptions<'_>) -> Result<(), LoadError> {
     let evaluations = drafts.iter_mut().filter_map(|draft| {
-        let platform = draft.op.platform.as_ref();
-        match &mut draft.op.op {
-            Some(Kind::Source(source)) => Some((source, &mut draft.source_changed, platform)),
+        if !matches!(draft.op.op, Some(Kind::Source(_))) {
+            return None;
+        }
+        let pb::Op { op, platform, .. } = Arc::make_mut(&mut draft.op);
+        match op {
+            Some(Kind::Source(source)) => Some((source, &mut draft.source_changed, platform.as_ref())),
             _ => None,
         }
     });
@@ -290,9 +305,12 @@ fn recompute_digests(
 
 fn finish(draft: &mut Draft<'_>, inputs: &[VertexDigest]) -> Result<VertexDigest, LoadError> {
     let mut changed = draft.source_changed;
-    for (input, digest) in draft.op.inputs.iter_mut().zip(inputs) {
+    for (position, digest) in inputs.iter().enumerate() {
         let digest = digest.to_string();
-        if input.digest != digest {
+        if draft.op.inputs.get(position).is_some_and(|input| input.digest == digest) {
+            continue;
+        }
+        if let Some(input) = Arc::make_mut(&mut draft.op).inputs.get_mut(position) {
             input.digest = digest;
             changed = true;
         }
@@ -327,7 +345,7 @@ fn assemble(
     let mut drafts: Vec<Option<Draft<'_>>> = drafts.into_iter().map(Some).collect();
     let mut entered = vec![false; drafts.len()];
     let mut placed: Vec<Option<usize>> = vec![None; drafts.len()];
-    let mut vertices: Vec<LoadedVertex> = Vec::new();
+    let mut vertices: Vec<LoadedVertex> = Vec::with_capacity(drafts.len());
     let mut pruned_cache_ids = BTreeMap::new();
     let mut default_platform = None;
     let mut stack = vec![Step::Enter(target)];
@@ -392,7 +410,7 @@ fn vertex(
         digest,
         sent: draft.sent,
         name,
-        op: Arc::new(draft.op),
+        op: draft.op,
         inputs,
         ignore_cache: metadata.is_some_and(|m| m.ignore_cache),
         export_cache: metadata.and_then(|m| m.export_cache).map(|e| e.value),

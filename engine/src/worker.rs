@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kiln_cache::CacheManager;
 use kiln_content::ContentStore;
-use kiln_executor::Executor;
+use kiln_executor::{Device, Devices, Executor};
 use kiln_llb::pb;
 use kiln_registry::Registry;
 use kiln_session::Sessions;
@@ -29,6 +29,8 @@ pub struct Worker {
     pub content: Arc<dyn ContentStore>,
     /// Processes.
     pub executor: Arc<dyn Executor>,
+    /// Devices of the host for processes.
+    pub devices: Arc<dyn Devices>,
     /// Registries.
     pub registry: Registry,
     /// Web servers.
@@ -44,6 +46,13 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Devices of the host that there are now.
+    pub async fn list_devices(&self) -> Vec<Device> {
+        let devices = self.devices.clone();
+        // Failed, it has ended in a panic, and has named none.
+        tokio::task::spawn_blocking(move || devices.list()).await.unwrap_or_default()
+    }
+
     /// What finds images.
     pub(crate) fn images(&self) -> Images {
         Images::new(self.registry.clone(), self.content.clone(), self.cache.clone())

@@ -74,6 +74,20 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// The network of a step could not be set up.
+    #[error("cannot set up the network of the step")]
+    Network {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A device of the host cannot be given to a step.
+    #[error("device {name} cannot be given to a step: {reason}")]
+    Device {
+        /// Its name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// The runtime's binary is not there or does not work.
     #[error("failed to find {binary} binary")]
     RuntimeMissing {

@@ -5,6 +5,8 @@
 //! nothing of LLB and starts no process.
 #![forbid(unsafe_code)]
 
+mod devices;
+pub mod emulation;
 mod error;
 mod etc_files;
 mod network;
@@ -12,6 +14,7 @@ pub mod oci;
 mod port;
 mod process;
 mod resolv_conf;
+pub mod samples;
 mod seccomp;
 pub mod spec;
 mod step_mount;
@@ -20,9 +23,10 @@ mod stubs;
 pub mod testing;
 mod users;
 
+pub use crate::devices::{Device, DeviceEdits, DeviceNode, Devices, NoDevices, requested};
 pub use crate::error::{Error, Result};
 pub use crate::etc_files::EtcFiles;
-pub use crate::network::{Network, NetworkLease, NetworkNamespace, Networks, WorkerNetwork};
+pub use crate::network::{Network, NetworkLease, NetworkNamespace, NetworkRequest, Networks};
 pub use crate::port::{ContainerId, Executor, Exit, Output, ProcessIo, Started, WindowSize};
 pub use crate::process::{
     DEFAULT_HOSTNAME, DEFAULT_PATH, LinuxResources, NetworkMode, ProcessSpec, SecurityMode, Ulimit,

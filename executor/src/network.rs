@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::process::NetworkMode;
+use crate::samples::NetStat;
 
 /// Which network namespace a process runs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,53 +19,44 @@ pub enum NetworkNamespace {
     At(PathBuf),
 }
 
+/// What a process wants of its network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetworkRequest<'a> {
+    /// Its host name, if it asked for one of its own.
+    pub hostname: Option<&'a str>,
+    /// Whether it may change its namespace. Nobody gets such a namespace afterwards.
+    pub privileged: bool,
+}
+
 /// Gives processes a network.
 ///
 /// 1. A lease is good until it is dropped; dropping it does not block, and gives back what was taken.
-/// 2. Two leases never share a namespace, unless it is the host's.
+/// 2. Two leases never share a namespace at the same time, unless it is the host's.
+/// 3. What a privileged process had is given to nobody else.
+/// 4. After `close` nothing is left but what is leased, and that goes when its lease does.
 #[async_trait]
 pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// The name shown as a worker's label: `host`, `none`, `cni`.
     fn name(&self) -> &'static str;
 
-    /// Takes a namespace for a process; `hostname` if it asked for one of its own.
-    async fn lease(&self, hostname: Option<&str>) -> Result<Box<dyn NetworkLease>>;
+    /// Takes a namespace for a process.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves nothing taken.
+    async fn lease(&self, request: NetworkRequest<'_>) -> Result<Box<dyn NetworkLease>>;
+
+    /// Gives up what is held ready.
+    async fn close(&self) {}
 }
 
 /// A network namespace in use.
 pub trait NetworkLease: fmt::Debug + Send + Sync {
     /// Which one.
     fn namespace(&self) -> &NetworkNamespace;
-}
 
-/// The network that a worker gives by default, as configured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WorkerNetwork {
-    /// The best there is: the host's, as long as nothing else is set up.
-    #[default]
-    Auto,
-    /// The host's.
-    Host,
-    /// None.
-    None,
-    /// By CNI plugins of the operator's choice.
-    Cni,
-    /// By CNI plugins in the daemon's own arrangement.
-    Bridge,
-}
-
-impl std::str::FromStr for WorkerNetwork {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Ok(match text {
-            "" | "auto" => Self::Auto,
-            "host" => Self::Host,
-            "none" => Self::None,
-            "cni" => Self::Cni,
-            "bridge" => Self::Bridge,
-            other => return Err(Error::InvalidSpec { reason: format!("invalid network mode: {other:?}") }),
-        })
+    /// What has gone through it since it was taken, where that is counted. Blocks.
+    fn usage(&self) -> Option<NetStat> {
+        None
     }
 }
 
@@ -75,25 +67,14 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Sets up what is configured.
-    ///
-    /// # Errors
-    /// [`Error::NetworkUnavailable`] for modes that need what is not there.
-    pub fn new(mode: WorkerNetwork) -> Result<Self> {
-        let unavailable = |mode: &str| Error::NetworkUnavailable {
-            mode: mode.to_owned(),
-            reason: "this version sets up the modes `host` and `none`".to_owned(),
-        };
-        match mode {
-            WorkerNetwork::Auto => {
-                tracing::warn!("using host network as the default");
-                Ok(Self::with_sandbox(Arc::new(HostNetwork)))
-            }
-            WorkerNetwork::Host => Ok(Self::with_sandbox(Arc::new(HostNetwork))),
-            WorkerNetwork::None => Ok(Self::with_sandbox(Arc::new(NoNetwork))),
-            WorkerNetwork::Cni => Err(unavailable("cni")),
-            WorkerNetwork::Bridge => Err(unavailable("bridge")),
-        }
+    /// The host's network for ops that ask for no mode.
+    pub fn host() -> Self {
+        Self::with_sandbox(Arc::new(HostNetwork))
+    }
+
+    /// No network for ops that ask for no mode.
+    pub fn none() -> Self {
+        Self::with_sandbox(Arc::new(NoNetwork))
     }
 
     /// Uses `sandbox` for ops that ask for no mode.
@@ -107,12 +88,27 @@ impl Networks {
     }
 
     /// Takes a namespace for a process.
-    pub async fn lease(&self, mode: NetworkMode, hostname: Option<&str>) -> Result<Box<dyn NetworkLease>> {
+    pub async fn lease(
+        &self,
+        mode: NetworkMode,
+        request: NetworkRequest<'_>,
+    ) -> Result<Box<dyn NetworkLease>> {
         match mode {
-            NetworkMode::Sandbox => self.sandbox.lease(hostname).await,
-            NetworkMode::Host => HostNetwork.lease(hostname).await,
-            NetworkMode::None => NoNetwork.lease(hostname).await,
+            NetworkMode::Sandbox => self.sandbox.lease(request).await,
+            NetworkMode::Host => HostNetwork.lease(request).await,
+            NetworkMode::None => NoNetwork.lease(request).await,
         }
+    }
+
+    /// Gives up what is held ready.
+    pub async fn close(&self) {
+        self.sandbox.close().await;
+    }
+}
+
+impl Default for Networks {
+    fn default() -> Self {
+        Self::host()
     }
 }
 
@@ -125,7 +121,7 @@ impl Network for HostNetwork {
         "host"
     }
 
-    async fn lease(&self, _hostname: Option<&str>) -> Result<Box<dyn NetworkLease>> {
+    async fn lease(&self, _request: NetworkRequest<'_>) -> Result<Box<dyn NetworkLease>> {
         Ok(Box::new(Fixed(NetworkNamespace::Host)))
     }
 }
@@ -139,7 +135,7 @@ impl Network for NoNetwork {
         "none"
     }
 
-    async fn lease(&self, _hostname: Option<&str>) -> Result<Box<dyn NetworkLease>> {
+    async fn lease(&self, _request: NetworkRequest<'_>) -> Result<Box<dyn NetworkLease>> {
         Ok(Box::new(Fixed(NetworkNamespace::Empty)))
     }
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 use crate::process::ProcessSpec;
+use crate::samples::Samples;
 use crate::step_mount::StepMount;
 
 /// Names a container: 1 to 64 ASCII letters and digits.
@@ -91,12 +92,14 @@ impl fmt::Debug for ProcessIo {
 pub type Started = oneshot::Sender<SystemTime>;
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Exit {
     /// Its exit code; 128 and the signal's number if a signal ended it; 255 if it is not known.
     pub code: i32,
     /// Whether the kernel killed something in the container because memory ran out.
     pub oom: bool,
+    /// What the container used; empty for `exec`, and where nothing counts it.
+    pub samples: Samples,
 }
 
 /// Runs processes in containers.

@@ -1,3 +1,5 @@
+use crate::devices::DeviceEdits;
+
 /// The `PATH` of a step whose environment has none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The host name of a step that asks for none.
@@ -32,6 +34,8 @@ pub struct ProcessSpec {
     pub read_only_root: bool,
     /// Limits of the control group.
     pub resources: LinuxResources,
+    /// What devices of the host change about the container.
+    pub devices: DeviceEdits,
     /// Whether the directories made on the way to mount points are removed at the end too.
     pub remove_mount_stubs_recursive: bool,
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_rootdir::Root;
 
+use crate::devices::DeviceNode;
 use crate::error::{Error, Result};
 use crate::network::NetworkNamespace;
 use crate::oci;
@@ -116,6 +117,11 @@ const INSECURE_DEVICES: [(&str, i64, i64); 6] = [
 /// The loop devices that an insecure step finds beyond the first free one.
 const EXTRA_LOOPS: i64 = 7;
 
+/// The group of terminals.
+const TTY_GROUP: u32 = 5;
+/// How terminals are mounted; last, whose they are.
+const TERMINALS: [&str; 6] = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+
 /// What the spec of a step is made from, besides what the step itself asks for.
 #[derive(Clone, Debug)]
 pub struct Surroundings<'a> {
@@ -150,6 +156,8 @@ pub struct Machine {
     pub apparmor_profile: Option<String>,
     /// Whether there are system call filters.
     pub seccomp: bool,
+    /// Whether the group that terminals usually belong to has no number in the daemon's user namespace.
+    pub no_tty_group: bool,
 }
 
 impl Machine {
@@ -158,6 +166,7 @@ impl Machine {
         Self {
             unified_cgroups: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
             seccomp: seccomp::is_supported(),
+            no_tty_group: !has_group(TTY_GROUP),
             ..Self::default()
         }
     }
@@ -173,11 +182,12 @@ pub fn make(process: &ProcessSpec, around: Surroundings<'_>) -> Result<oci::Spec
         root: oci::Root { path: around.rootfs.to_owned(), readonly: process.read_only_root },
         hostname: process.hostname.clone().unwrap_or_else(|| DEFAULT_HOSTNAME.to_owned()),
         linux: oci::Linux {
-            resources: (!machine.rootless).then(|| resources(&process.resources, insecure)),
+            resources: (!machine.rootless)
+                .then(|| resources(&process.resources, &process.devices.nodes, insecure)),
             cgroups_path: (!machine.rootless)
                 .then(|| cgroups_path(around.id, process.cgroup_parent.as_deref(), machine)),
             namespaces: namespaces(around.network, machine),
-            devices: if insecure && !in_user_namespace() { insecure_devices() } else { Vec::new() },
+            devices: devices(process, &around.user, insecure),
             seccomp: match machine.seccomp && !insecure {
                 true => Some(seccomp::default_filter()?),
                 false => None,
@@ -186,7 +196,7 @@ pub fn make(process: &ProcessSpec, around: Surroundings<'_>) -> Result<oci::Spec
             readonly_paths: if insecure { Vec::new() } else { owned(&READ_ONLY_PATHS) },
             ..oci::Linux::default()
         },
-        mounts: mounts(&around, insecure),
+        mounts: mounts(&around, &process.devices.mounts, insecure),
     })
 }
 
@@ -201,8 +211,15 @@ pub fn oci_process(process: &ProcessSpec, user: oci::User, machine: &Machine) ->
     }
     let insecure = process.security == SecurityMode::Insecure;
     let mut env = process.env.clone();
+    env.extend(process.devices.env.iter().cloned());
     if !env.iter().any(|variable| variable.starts_with("PATH=")) {
         env.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    let mut user = user;
+    for group in &process.devices.groups {
+        if !user.additional_gids.contains(group) {
+            user.additional_gids.push(*group);
+        }
     }
     Ok(oci::Process {
         terminal: process.tty,
@@ -275,7 +292,7 @@ fn clean(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
-fn mounts(around: &Surroundings<'_>, insecure: bool) -> Vec<oci::Mount> {
+fn mounts(around: &Surroundings<'_>, of_devices: &[oci::Mount], insecure: bool) -> Vec<oci::Mount> {
     let sys = if insecure { "rw" } else { "ro" };
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -284,7 +301,7 @@ fn mounts(around: &Surroundings<'_>, insecure: bool) -> Vec<oci::Mount> {
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &TERMINALS[..TERMINALS.len() - usize::from(around.machine.no_tty_group)],
         ),
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
@@ -296,7 +313,7 @@ fn mounts(around: &Surroundings<'_>, insecure: bool) -> Vec<oci::Mount> {
     mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &[sys, "nosuid", "noexec", "nodev"]));
     let mut own = around.mounts.clone();
     own.sort_by(|a, b| a.destination.as_os_str().cmp(b.destination.as_os_str()));
-    for mount in own {
+    for mount in own.into_iter().chain(of_devices.iter().cloned()) {
         match mounts.iter_mut().find(|known| known.destination == mount.destination) {
             Some(known) => *known = mount,
             None => mounts.push(mount),
@@ -333,7 +350,24 @@ fn namespaces(network: &NetworkNamespace, machine: &Machine) -> Vec<oci::Namespa
     namespaces
 }
 
-fn resources(asked: &LinuxResources, insecure: bool) -> oci::Resources {
+fn devices(process: &ProcessSpec, user: &oci::User, insecure: bool) -> Vec<oci::Device> {
+    let mut devices = if insecure && !in_user_namespace() { insecure_devices() } else { Vec::new() };
+    for node in &process.devices.nodes {
+        devices.retain(|device| device.path != node.path);
+        devices.push(oci::Device {
+            path: node.path.clone(),
+            kind: node.kind.clone(),
+            major: node.major,
+            minor: node.minor,
+            file_mode: node.file_mode,
+            uid: node.uid.unwrap_or(user.uid),
+            gid: node.gid.unwrap_or(user.gid),
+        });
+    }
+    devices
+}
+
+fn resources(asked: &LinuxResources, nodes: &[DeviceNode], insecure: bool) -> oci::Resources {
     let rule = |allow, kind: Option<&str>, major, minor| oci::DeviceRule {
         allow,
         kind: kind.map(str::to_owned),
@@ -347,6 +381,13 @@ fn resources(asked: &LinuxResources, insecure: bool) -> oci::Resources {
     } else {
         devices.extend(DEVICES.map(|(major, minor)| rule(true, Some("c"), Some(major), minor)));
     }
+    devices.extend(nodes.iter().map(|node| oci::DeviceRule {
+        allow: true,
+        kind: Some(if node.kind == "b" { "b" } else { "c" }.to_owned()),
+        major: Some(node.major),
+        minor: Some(node.minor),
+        access: node.access.clone(),
+    }));
     let limit = |value: i64| (value != 0).then_some(value);
     let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
     let memory = oci::Memory { limit: limit(asked.memory), swap: limit(asked.memory_swap) };
@@ -420,10 +461,20 @@ fn first_free_loop() -> i64 {
     (0..256).find(|minor| !Path::new(&format!("/sys/block/loop{minor}/loop")).exists()).unwrap_or(0)
 }
 
-fn in_user_namespace() -> bool {
+/// Whether this process is in a user namespace other than the machine's first.
+pub fn in_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| {
         let fields: Vec<&str> = map.split_whitespace().collect();
         fields != ["0", "0", "4294967295"]
+    })
+}
+
+/// Whether a group has a number in this process's user namespace.
+fn has_group(gid: u32) -> bool {
+    let map = std::fs::read_to_string("/proc/self/gid_map").unwrap_or_default();
+    map.lines().any(|line| {
+        let fields: Vec<u32> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+        matches!(fields.as_slice(), [first, _, count] if gid >= *first && gid - first < *count)
     })
 }
 

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use expect_test::{Expect, expect};
 use kiln_executor::spec::{Machine, Surroundings, cgroups_path, make};
-use kiln_executor::{ContainerId, LinuxResources, NetworkNamespace, ProcessSpec, SecurityMode, Ulimit, oci};
+use kiln_executor::{
+    ContainerId, DeviceEdits, DeviceNode, LinuxResources, NetworkNamespace, ProcessSpec, SecurityMode,
+    Ulimit, oci,
+};
 
 fn process() -> ProcessSpec {
     ProcessSpec { args: vec!["/bin/true".into()], ..ProcessSpec::default() }
@@ -133,4 +136,41 @@ fn control_groups() {
     check_group(None, Some("c"), "/c/buildkit/abc");
     check_group(Some("user.slice:"), None, "user.slice:abc");
     check_group(Some("../../up"), None, "/up/buildkit/abc");
+}
+
+#[test]
+fn devices_are_nodes_rules_mounts_and_groups() {
+    let mut process = process();
+    process.devices = DeviceEdits {
+        env: vec!["PATH=/of/the/device".into()],
+        nodes: vec![DeviceNode {
+            path: "/dev/mine".into(),
+            kind: "b".into(),
+            major: 7,
+            minor: 8,
+            file_mode: 0o600,
+            uid: None,
+            gid: Some(6),
+            access: "r".into(),
+        }],
+        mounts: vec![oci::Mount {
+            destination: "/opt".into(),
+            kind: "bind".into(),
+            source: "/usr".into(),
+            options: vec!["rbind".into()],
+        }],
+        groups: vec![44, 0],
+    };
+    let spec = spec(&process, &Machine::default(), &NetworkNamespace::Host, &["/opt", "/z"]);
+    let device = &spec.linux.devices[0];
+    assert_eq!(
+        (device.path.as_str(), device.major, device.uid, device.gid),
+        ("/dev/mine", 7, spec.process.user.uid, 6)
+    );
+    let rule = spec.linux.resources.unwrap().devices.pop().unwrap();
+    assert_eq!((rule.allow, rule.kind.as_deref(), rule.access.as_str()), (true, Some("b"), "r"));
+    let opt: Vec<_> = spec.mounts.iter().filter(|mount| mount.destination == Path::new("/opt")).collect();
+    assert_eq!((opt.len(), opt[0].source.as_path()), (1, Path::new("/usr")));
+    assert!(spec.process.user.additional_gids.contains(&44));
+    assert_eq!(spec.process.env.iter().filter(|variable| variable.starts_with("PATH=")).count(), 1);
 }

@@ -9,7 +9,8 @@ use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use kiln_cache::{BlobProvider, Layer, LayerBlob, RecordId, Ref};
 use kiln_content::layer::{self, DiffInfo, DiffOptions};
 use kiln_content::{
-    CodecOptions, CodecPool, Compression, ContentStore, Descriptor, compressor, decompressor, media_type,
+    CodecOptions, CodecPool, Compression, ContentStore, ContentStoreExt as _, Descriptor, compressor,
+    decompressor, media_type,
 };
 use kiln_digest::Digest;
 use tokio::sync::{Semaphore, mpsc};
@@ -127,7 +128,7 @@ impl LayerMaker {
     /// [`Error::Fetch`].
     pub async fn fetch(&self, layer: &ExportedLayer, provider: &dyn BlobProvider) -> Result<()> {
         let digest = layer.descriptor.digest;
-        if self.content.info(&digest).await?.is_some() {
+        if self.content.has_whole(&layer.descriptor).await? {
             return Ok(());
         }
         provider
@@ -201,7 +202,7 @@ impl LayerMaker {
         let fits = |blob: &LayerBlob| compression_of(&blob.descriptor) == options.compression;
         let mut usable = Vec::new();
         for blob in &layer.blobs {
-            if !blob.source.is_empty() || self.content.info(&blob.descriptor.digest).await?.is_some() {
+            if !blob.source.is_empty() || self.content.has_whole(&blob.descriptor).await? {
                 usable.push(blob);
             }
         }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kiln_frontend::{
     Attestation, AttestationKind, Bridge, Error as FrontendError, Frontend, FrontendRequest, FrontendResult,
-    Reference, References, SolveRequest, Warning, pb,
+    NamedContext, NamedContexts, Reference, References, SolveRequest, Warning, pb,
 };
 use serde::Serialize;
 
@@ -41,6 +41,23 @@ impl Frontend for DockerfileFrontend {
         request: FrontendRequest,
     ) -> Result<FrontendResult, FrontendError> {
         solve(bridge, request, false).await
+    }
+}
+
+#[async_trait]
+impl NamedContexts for DockerfileFrontend {
+    async fn find(
+        &self,
+        bridge: Arc<dyn Bridge>,
+        request: &FrontendRequest,
+        name: &str,
+    ) -> Result<Option<NamedContext>, FrontendError> {
+        if !request.opts.keys().any(|key| key.starts_with("context:")) {
+            return Ok(None);
+        }
+        let options = Options::parse(request).map_err(|error| error.into_frontend(None))?;
+        let client = Client { bridge, request: request.clone(), options, offline: false };
+        crate::context::find_named(&client, name).await.map_err(|error| error.into_frontend(None))
     }
 }
 

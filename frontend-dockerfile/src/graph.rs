@@ -328,7 +328,7 @@ impl Marshal<'_> {
                     }
                 }
                 op.platform = Some(platform.clone());
-                op.op = Some(Kind::Exec(exec));
+                op.op = Some(Kind::Exec(Box::new(exec)));
             }
             Body::File { base, actions } => {
                 let actions = self.file_actions(&mut inputs, *base, actions)?;

@@ -3,12 +3,18 @@ use std::collections::BTreeMap;
 /// The frontend that serves a request for `name`.
 ///
 /// Dockerfiles ask by `# syntax=` for an image of the Dockerfile frontend. The built-in one speaks the same language, so
-/// it serves requests for any tag of that image; one pinned by digest, or of another repository, is meant as it is.
+/// it serves requests for any tag of that image; one pinned by digest, of another repository, or replaced by a named context
+/// is meant as it is.
 pub fn builtin<'a>(name: &'a str, opts: &BTreeMap<String, String>) -> &'a str {
     const DOCKERFILE: &str = "dockerfile.v0";
     const IMAGES: [&str; 3] =
         ["docker/dockerfile", "docker.io/docker/dockerfile", "docker/dockerfile-upstream"];
-    if name != "gateway.v0" || opts.keys().any(|k| k.starts_with("context:dockerfile.v0")) {
+    let replaced = |key: &String| {
+        let image = key.strip_prefix("context:");
+        image
+            .is_some_and(|image| image.starts_with(DOCKERFILE) || IMAGES.iter().any(|i| image.starts_with(i)))
+    };
+    if name != "gateway.v0" || opts.keys().any(replaced) {
         return name;
     }
     let source = opts.get("source").map(String::as_str).unwrap_or_default();
@@ -38,9 +44,11 @@ mod tests {
         for source in ["docker/dockerfile@sha256:aa", "example.com/frontend:1", ""] {
             assert_eq!(served(&[("source", source)]), "gateway.v0", "{source}");
         }
-        assert_eq!(
-            served(&[("source", "dockerfile.v0"), ("context:dockerfile.v0", "docker-image://x")]),
-            "gateway.v0"
-        );
+        for (source, context) in [
+            ("dockerfile.v0", "context:dockerfile.v0"),
+            ("docker/dockerfile:1", "context:docker/dockerfile:1::linux/amd64"),
+        ] {
+            assert_eq!(served(&[("source", source), (context, "docker-image://x")]), "gateway.v0");
+        }
     }
 }

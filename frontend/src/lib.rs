@@ -8,6 +8,7 @@
 mod bridge;
 mod builtin;
 mod error;
+mod named_context;
 mod reference;
 mod request;
 mod result;
@@ -24,6 +25,7 @@ pub use crate::bridge::{
 };
 pub use crate::builtin::builtin;
 pub use crate::error::{BoxError, Error, ErrorKind, ErrorSource, Result};
+pub use crate::named_context::{NamedContext, NamedContexts};
 pub use crate::reference::{FileRange, FileStat, Reference};
 pub use crate::request::{Frontend, FrontendRequest, WorkerInfo};
 pub use crate::result::{Attestation, AttestationKind, FrontendResult, InTotoSubject, References};

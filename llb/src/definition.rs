@@ -7,6 +7,7 @@ use std::str::FromStr;
 use kiln_digest::Digest;
 use prost::Message as _;
 
+use crate::canonical::is_canonical_op;
 use crate::error::{Error, Result};
 use crate::pb;
 use crate::schema::Schema;
@@ -59,7 +60,18 @@ impl fmt::Debug for VertexDigest {
 /// # Errors
 /// Only for messages nested deeper than the decoder allows.
 pub fn marshal_op(op: &pb::Op) -> Result<Vec<u8>> {
-    Message::of(Schema::llb(), "pb.Op", op)?.encode()
+    // Members of oneofs come last; all else is as the generated encoder has it, unless it is a rare value.
+    let rest = pb::Op {
+        op: None,
+        inputs: op.inputs.clone(),
+        platform: op.platform.clone(),
+        constraints: op.constraints.clone(),
+    };
+    let mut bytes = rest.encode_to_vec();
+    if let Some(member) = &op.op {
+        member.encode(&mut bytes);
+    }
+    if is_canonical_op(&bytes) { Ok(bytes) } else { canonical_op(&bytes) }
 }
 
 /// Returns the canonical bytes of an Op that was marshalled in any valid way, unknown fields included.

@@ -5,7 +5,8 @@
 //! numbers. [`to_string`] does that for serde types; [`message`] for protobuf messages, with proto field
 //! names and zero values left out.
 
-use std::io::{self, Write};
+use std::fmt::Write as _;
+use std::io;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -29,7 +30,15 @@ pub fn to_string(value: &(impl Serialize + ?Sized)) -> Result<String, serde_json
 /// Appends `text` as a quoted string.
 pub fn write_text(text: &str, out: &mut String) {
     out.push('"');
-    for c in text.chars() {
+    let plain =
+        |c: char| !matches!(c, '"' | '\\' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\0'..='\u{1f}');
+    let mut rest = text;
+    while let Some(at) = rest.find(|c| !plain(c)) {
+        let (run, special) = rest.split_at(at);
+        out.push_str(run);
+        let mut chars = special.chars();
+        let Some(c) = chars.next() else { break };
+        rest = chars.as_str();
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
@@ -38,12 +47,10 @@ pub fn write_text(text: &str, out: &mut String) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\0'..='\u{1f}' => {
-                out.push_str(&format!("\\u{:04x}", u32::from(c)));
-            }
-            c => out.push(c),
+            c => out.push_str(&format!("\\u{:04x}", u32::from(c))),
         }
     }
+    out.push_str(rest);
     out.push('"');
 }
 
@@ -115,7 +122,7 @@ fn write_body(schema: &Schema, body: &Body, out: &mut String) -> Result<()> {
     }
     let mut object = Object::new(out);
     for (position, field) in kind.fields.iter().enumerate() {
-        let Some(values) = body.fields.get(&position) else { continue };
+        let Some(values) = body.fields.get(position) else { continue };
         if matches!(values, Values::One(value) if is_zero(value)) {
             continue;
         }
@@ -139,7 +146,7 @@ fn write_with_member(
     let mut object = Object::new(out);
     let mut wrapped = false;
     for (position, field) in kind.fields.iter().enumerate() {
-        let values = body.fields.get(&position);
+        let values = body.fields.get(position);
         if field.oneof.is_some() {
             if !wrapped {
                 wrapped = true;
@@ -167,7 +174,7 @@ fn write_member(
     let kind = schema.message(body.kind)?;
     let mut object = Object::new(out);
     for (position, field) in kind.fields.iter().enumerate().filter(|(_, f)| f.oneof.is_some()) {
-        let Some(values) = body.fields.get(&position) else { continue };
+        let Some(values) = body.fields.get(position) else { continue };
         let name = rename(&field.name);
         if name.is_empty() || matches!(values, Values::One(value) if is_zero(value)) {
             continue;
@@ -229,7 +236,7 @@ fn write_values(schema: &Schema, kind: Kind, values: &Values, out: &mut String) 
 
 fn write_value(schema: &Schema, kind: Kind, value: &Value, out: &mut String) -> Result<()> {
     match value {
-        Value::Number(number) => out.push_str(&number_text(kind, *number)),
+        Value::Number(number) => number_text(kind, *number, out),
         Value::Text(text) => write_text(text, out),
         Value::Bytes(bytes) => write_bytes(bytes, out),
         Value::Message(body) => write_body(schema, body, out)?,
@@ -237,18 +244,24 @@ fn write_value(schema: &Schema, kind: Kind, value: &Value, out: &mut String) -> 
     Ok(())
 }
 
-pub(crate) fn number_text(kind: Kind, number: u64) -> String {
-    match kind {
-        Kind::Bool => (number != 0).to_string(),
-        Kind::Uint32 | Kind::Uint64 => number.to_string(),
-        _ => number.cast_signed().to_string(),
-    }
+pub(crate) fn number_text(kind: Kind, number: u64, out: &mut String) {
+    let written = match kind {
+        Kind::Bool => write!(out, "{}", number != 0),
+        Kind::Uint32 | Kind::Uint64 => write!(out, "{number}"),
+        _ => write!(out, "{}", number.cast_signed()),
+    };
+    // Texts take everything.
+    debug_assert!(written.is_ok());
 }
 
 struct GoFormatter;
 
 impl serde_json::ser::Formatter for GoFormatter {
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
         let mut start = 0;
         for (at, c) in fragment.char_indices() {
             if matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}') {

@@ -21,7 +21,7 @@ fn write_body(schema: &Schema, body: &Body, out: &mut String) -> Result<()> {
     let kind = schema.message(body.kind)?;
     let mut object = Object::new(out);
     for (position, field) in kind.fields.iter().enumerate() {
-        let Some(values) = body.fields.get(&position) else { continue };
+        let Some(values) = body.fields.get(position) else { continue };
         match values {
             Values::One(value) => {
                 if field.oneof.is_some() || !is_zero(value) {
@@ -68,7 +68,7 @@ fn write_value(schema: &Schema, kind: Kind, value: &Value, out: &mut String) -> 
         Value::Number(number) => match kind {
             Kind::Int64 | Kind::Uint64 => {
                 out.push('"');
-                out.push_str(&number_text(kind, *number));
+                number_text(kind, *number, out);
                 out.push('"');
             }
             Kind::Enum(position) => {
@@ -76,10 +76,10 @@ fn write_value(schema: &Schema, kind: Kind, value: &Value, out: &mut String) -> 
                     i32::try_from(number.cast_signed()).ok().and_then(|n| schema.enum_name(position, n));
                 match name {
                     Some(name) => write_text(name, out),
-                    None => out.push_str(&number_text(kind, *number)),
+                    None => number_text(kind, *number, out),
                 }
             }
-            _ => out.push_str(&number_text(kind, *number)),
+            _ => number_text(kind, *number, out),
         },
     }
     Ok(())

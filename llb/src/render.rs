@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value as Json};
 
 use crate::error::Result;
-use crate::gojson::{self, number_text};
+use crate::gojson;
 use crate::pb::{self, file_action::Action, op::Op};
 use crate::schema::{Kind, Schema};
 use crate::wire::{Body, Key, Message, Value, Values, is_zero};
@@ -148,7 +148,7 @@ fn body(schema: &Schema, message: &Body) -> Result<Json> {
     let kind = schema.message(message.kind)?;
     let mut object = Map::new();
     for (position, field) in kind.fields.iter().enumerate() {
-        let rendered = match message.fields.get(&position) {
+        let rendered = match message.fields.get(position) {
             None => continue,
             Some(Values::One(one)) if field.oneof.is_none() && is_zero(one) => continue,
             Some(Values::One(one)) => value(schema, field.kind, one)?,
@@ -192,7 +192,7 @@ fn value(schema: &Schema, kind: Kind, value: &Value) -> Result<Json> {
                     i32::try_from(number.cast_signed()).ok().and_then(|n| schema.enum_name(position, n));
                 name.map_or_else(|| Json::from(number.cast_signed()), Json::from)
             }
-            _ => number_text(kind, *number).parse::<i64>().map_or(Json::Null, Json::from),
+            _ => Json::from(number.cast_signed()),
         },
     })
 }

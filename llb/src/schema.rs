@@ -27,7 +27,8 @@ pub(crate) struct MessageType {
     pub(crate) fields: Vec<Field>,
     /// Positions in `fields` in the order canonical bytes have them.
     pub(crate) wire_order: Vec<usize>,
-    by_number: HashMap<u32, usize>,
+    /// Positions in `fields` by number, sorted.
+    by_number: Vec<(u32, usize)>,
 }
 
 /// One field.
@@ -89,7 +90,7 @@ impl Schema {
             });
         }
         for (position, (name, _)) in found.iter().enumerate() {
-            schema.names.insert(name.clone(), position);
+            schema.names.insert(name.trim_start_matches('.').to_owned(), position);
         }
         let map_entries: HashMap<&str, bool> = found
             .iter()
@@ -131,10 +132,7 @@ impl Schema {
     }
 
     pub(crate) fn find(&self, full_name: &str) -> Result<usize, Error> {
-        self.names
-            .get(&format!(".{full_name}"))
-            .copied()
-            .ok_or_else(|| Error::Schema(format!("no message `{full_name}`")))
+        self.names.get(full_name).copied().ok_or_else(|| Error::Schema(format!("no message `{full_name}`")))
     }
 
     pub(crate) fn message(&self, position: usize) -> Result<&MessageType, Error> {
@@ -150,12 +148,14 @@ impl MessageType {
     fn new(full_name: String, fields: Vec<Field>) -> Self {
         let mut wire_order: Vec<usize> = (0..fields.len()).collect();
         wire_order.sort_by_key(|&i| fields.get(i).map(|f| (f.oneof.is_some(), f.number)));
-        let by_number = fields.iter().enumerate().map(|(i, f)| (f.number, i)).collect();
+        let mut by_number: Vec<_> = fields.iter().enumerate().map(|(i, f)| (f.number, i)).collect();
+        by_number.sort_unstable();
         Self { full_name, fields, wire_order, by_number }
     }
 
     pub(crate) fn field(&self, number: u32) -> Option<(usize, &Field)> {
-        let position = *self.by_number.get(&number)?;
+        let place = self.by_number.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+        let (_, position) = *self.by_number.get(place)?;
         Some((position, self.fields.get(position)?))
     }
 
@@ -196,7 +196,7 @@ fn kind_of(
         5 => Kind::Int32,
         8 => Kind::Bool,
         9 => Kind::String,
-        11 => Kind::Message(*messages.get(&field.type_name).ok_or_else(unknown)?),
+        11 => Kind::Message(*messages.get(field.type_name.trim_start_matches('.')).ok_or_else(unknown)?),
         12 => Kind::Bytes,
         13 => Kind::Uint32,
         14 => Kind::Enum(*enums.get(&field.type_name).ok_or_else(unknown)?),

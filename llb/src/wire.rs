@@ -32,9 +32,13 @@ pub(crate) struct Body {
     /// Position of the type in the schema.
     pub(crate) kind: usize,
     /// By position of the field in its type.
-    pub(crate) fields: BTreeMap<usize, Values>,
+    pub(crate) fields: Fields,
     pub(crate) unknown: Vec<u8>,
 }
+
+/// Fields that are there, by position. Few enough that a search along them is the fastest.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fields(Vec<(usize, Values)>);
 
 #[derive(Clone, Debug)]
 pub(crate) enum Values {
@@ -94,7 +98,7 @@ impl Message {
     pub(crate) fn set_each_text(&mut self, list: &str, name: &str, texts: Vec<String>) -> Result<()> {
         let kind = self.schema.message(self.body.kind)?;
         let position = kind.position(list)?;
-        let Some(Values::Many(values)) = self.body.fields.get_mut(&position) else { return Ok(()) };
+        let Some(Values::Many(values)) = self.body.fields.get_mut(position) else { return Ok(()) };
         for (value, text) in values.iter_mut().zip(texts) {
             if let Value::Message(body) = value {
                 body.set(&self.schema, name, Values::One(Value::Text(text)))?;
@@ -106,10 +110,41 @@ impl Message {
     /// Gives access to the message in the field `name`, if it is there.
     pub(crate) fn child(&mut self, name: &str) -> Result<Option<(&Arc<Schema>, &mut Body)>> {
         let position = self.schema.message(self.body.kind)?.position(name)?;
-        Ok(match self.body.fields.get_mut(&position) {
+        Ok(match self.body.fields.get_mut(position) {
             Some(Values::One(Value::Message(body))) => Some((&self.schema, body)),
             _ => None,
         })
+    }
+}
+
+impl Fields {
+    pub(crate) fn get(&self, position: usize) -> Option<&Values> {
+        self.0.iter().find(|(at, _)| *at == position).map(|(_, values)| values)
+    }
+
+    fn get_mut(&mut self, position: usize) -> Option<&mut Values> {
+        self.0.iter_mut().find(|(at, _)| *at == position).map(|(_, values)| values)
+    }
+
+    fn insert(&mut self, position: usize, values: Values) {
+        match self.get_mut(position) {
+            Some(old) => *old = values,
+            None => self.0.push((position, values)),
+        }
+    }
+
+    fn remove(&mut self, position: usize) -> Option<Values> {
+        let index = self.0.iter().position(|(at, _)| *at == position)?;
+        Some(self.0.swap_remove(index).1)
+    }
+
+    fn or_insert_with(&mut self, position: usize, make: impl FnOnce() -> Values) -> &mut Values {
+        let found = self.0.iter().position(|(at, _)| *at == position);
+        let index = found.unwrap_or_else(|| {
+            self.0.push((position, make()));
+            self.0.len() - 1
+        });
+        &mut self.0[index].1
     }
 }
 
@@ -141,10 +176,10 @@ fn merge(schema: &Schema, body: &mut Body, mut input: &[u8], depth: u32) -> Resu
                     // The last member of a oneof wins; the same member again is merged.
                     let rivals = kind.fields.iter().enumerate();
                     for (other, _) in rivals.filter(|(i, f)| f.oneof == Some(oneof) && *i != position) {
-                        body.fields.remove(&other);
+                        body.fields.remove(other);
                     }
                 }
-                let before = match body.fields.remove(&position) {
+                let before = match body.fields.remove(position) {
                     Some(Values::One(Value::Message(before))) => Some(before),
                     _ => None,
                 };
@@ -152,7 +187,7 @@ fn merge(schema: &Schema, body: &mut Body, mut input: &[u8], depth: u32) -> Resu
                 body.fields.insert(position, Values::One(value));
             }
             Shape::Repeated => {
-                let values = body.fields.entry(position).or_insert_with(|| Values::Many(Vec::new()));
+                let values = body.fields.or_insert_with(position, || Values::Many(Vec::new()));
                 let Values::Many(values) = values else { return Err(Error::Malformed("mixed field")) };
                 let scalar = !matches!(field.kind, Kind::String | Kind::Bytes | Kind::Message(_));
                 if scalar && wire_type == LENGTH {
@@ -170,7 +205,7 @@ fn merge(schema: &Schema, body: &mut Body, mut input: &[u8], depth: u32) -> Resu
                     return Err(Error::Malformed("map entry"));
                 };
                 let (key, value) = take_entry(schema, entry)?;
-                let values = body.fields.entry(position).or_insert_with(|| Values::Map(BTreeMap::new()));
+                let values = body.fields.or_insert_with(position, || Values::Map(BTreeMap::new()));
                 let Values::Map(values) = values else { return Err(Error::Malformed("mixed field")) };
                 values.insert(key, value);
             }
@@ -214,7 +249,7 @@ fn take_entry(schema: &Schema, mut entry: Body) -> Result<(Key, Value)> {
     let kind = schema.message(entry.kind)?;
     let (key_at, key_field) = kind.field(1).ok_or(Error::Malformed("map entry"))?;
     let (value_at, value_field) = kind.field(2).ok_or(Error::Malformed("map entry"))?;
-    let mut take = |position, field: &Field| match entry.fields.remove(&position) {
+    let mut take = |position, field: &Field| match entry.fields.remove(position) {
         Some(Values::One(value)) => value,
         _ => default_value(field.kind),
     };
@@ -308,7 +343,7 @@ fn skip(input: &mut &[u8], number: u32, wire_type: u8, depth: u32) -> Result<()>
 fn encode_body(schema: &Schema, body: &Body, out: &mut Vec<u8>) -> Result<()> {
     let kind = schema.message(body.kind)?;
     for &position in &kind.wire_order {
-        let (Some(field), Some(values)) = (kind.fields.get(position), body.fields.get(&position)) else {
+        let (Some(field), Some(values)) = (kind.fields.get(position), body.fields.get(position)) else {
             continue;
         };
         match values {

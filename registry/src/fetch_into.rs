@@ -1,6 +1,6 @@
 //! Bringing a blob into a content store, through every broken transfer.
 
-use kiln_content::{BlobWriter, ContentStore, Descriptor};
+use kiln_content::{BlobWriter, ContentStore, ContentStoreExt as _, Descriptor};
 
 use crate::access::Access;
 use crate::client::Registry;
@@ -20,7 +20,7 @@ impl Registry {
     /// As [`Registry::fetch`]; [`Error::DigestMismatch`] when every place has wrong bytes.
     ///
     /// # Cancel safety
-    /// The store has the blob or not; what was received of it so far is lost.
+    /// The store has the blob or not; the next call goes on with what was received of it so far.
     pub async fn fetch_into(
         &self,
         store: &dyn ContentStore,
@@ -28,8 +28,7 @@ impl Registry {
         descriptor: &Descriptor,
         access: Access<'_>,
     ) -> Result<()> {
-        let present = store.info(&descriptor.digest).await.map_err(Error::content)?;
-        if present.is_some() {
+        if store.has_whole(descriptor).await.map_err(Error::content)? {
             return Ok(());
         }
         // Bytes of an attempt that broke off, for the next one.
@@ -61,12 +60,26 @@ impl Registry {
         let Source { place, reference, descriptor, last } = source;
         // Bytes from another place may be the wrong ones, so a mismatch is not yet this place's fault.
         let mut mixed = partial.as_ref().is_some_and(|writer| writer.written() > 0);
+        let mut anew = false;
         for resume in 0.. {
             let mut writer = match partial.take() {
                 Some(writer) => writer,
-                None => store.writer(Some(descriptor)).await.map_err(Error::content)?,
+                None if anew => store.writer(Some(descriptor)).await.map_err(Error::content)?,
+                None => {
+                    let writer = store.resume(descriptor).await.map_err(Error::content)?;
+                    mixed |= writer.written() > 0;
+                    writer
+                }
             };
             let offset = writer.written();
+            if offset > 0 && offset == descriptor.size {
+                // All was received, and then nobody was there to say so.
+                match commit(writer, "what an earlier call has received", descriptor).await {
+                    Err(Error::DigestMismatch { .. }) => (mixed, anew) = (false, true),
+                    result => return result,
+                }
+                continue;
+            }
             let opened = match self.open_at(place, reference, descriptor, offset, last, access).await {
                 Ok(stream) => stream,
                 Err(error) => {
@@ -85,7 +98,7 @@ impl Registry {
             };
             match failed {
                 None => match commit(writer, &stream.address(), descriptor).await {
-                    Err(Error::DigestMismatch { .. }) if mixed => mixed = false,
+                    Err(Error::DigestMismatch { .. }) if mixed => (mixed, anew) = (false, true),
                     result => return result,
                 },
                 // More bytes than announced: they are not the blob's, so none of them is kept.

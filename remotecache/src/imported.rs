@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use kiln_cache::{CacheManager, IMPORTED, LayerBlob, RecordOptions, RecordType, Ref};
-use kiln_content::{Compression, ContentStore, Descriptor};
+use kiln_content::{Compression, ContentStore, ContentStoreExt as _, Descriptor};
 use kiln_digest::Digest;
 use kiln_exporter::Timestamp;
 use kiln_solver::{
@@ -225,7 +225,7 @@ impl ImportedKeys {
 
     /// Whether a blob can be had, here or there. Asked once.
     async fn is_there(&self, blob: &Descriptor) -> Result<bool> {
-        if self.target.content.info(&blob.digest).await?.is_some() {
+        if self.target.content.has_whole(blob).await? {
             return Ok(true);
         }
         let cell = {

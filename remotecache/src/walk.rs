@@ -1,14 +1,13 @@
 //! From the keys of a build's results to records: which there are, how they hang together, and which results go along.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::{FutureExt, StreamExt as _, TryStreamExt as _, stream};
 use kiln_cache::{BlobProvider, RecordId, Ref};
 use kiln_digest::Digest;
 use kiln_exporter::{ExportedLayer, LayerMaker, LayerOptions};
-use kiln_solver::{Backlink, JobKeys, KeyGraph, KeyId, KeyInput, KeyNode, KeyOrigin, ResultKey, ResultRef};
+use kiln_solver::{Backlink, JobKeys, KeyGraph, KeyId, KeyInput, KeyNode, KeyOrigin, ResultRef};
 use tokio::sync::Mutex;
 
 use crate::attrs::Mode;
@@ -39,7 +38,7 @@ impl std::fmt::Debug for Walk<'_> {
     }
 }
 
-/// Collects the records of these results and of all they are made of.
+/// Collects the records of a graph's results and of all they are made of.
 ///
 /// Of the results, keys without inputs (images, local directories) carry none; `min` makes layers for the first result
 /// on each way down, and takes of those below what has blobs already. Merges that are only merged again have none
@@ -50,32 +49,22 @@ impl std::fmt::Debug for Walk<'_> {
 ///
 /// # Cancel safety
 /// Layers that were made stay.
-pub async fn collect(walk: Walk<'_>, results: &[ResultKey]) -> Result<Records> {
+pub async fn collect(walk: Walk<'_>, graph: &KeyGraph) -> Result<Records> {
     let mut records = Records::new();
     let mut links = Links { keys: walk.keys, known: HashMap::new() };
     let layers = LayerCache { walk, known: Mutex::default() };
-    // Results of one build share their graph.
-    let mut graphs: Vec<(Arc<KeyGraph>, Vec<usize>)> = Vec::new();
-    for result in results {
-        let node = result.node.0 as usize;
-        match graphs.iter_mut().find(|(graph, _)| Arc::ptr_eq(graph, &result.graph)) {
-            Some((_, tops)) => tops.push(node),
-            None => graphs.push((Arc::clone(&result.graph), vec![node])),
-        }
-    }
-    for (graph, tops) in graphs {
-        let mut made = layers.results(&graph, &tops).await?;
-        leave_out_inner_merges(&graph, &tops, &mut made);
-        let mut places: Vec<Vec<RecordIndex>> = Vec::with_capacity(graph.nodes.len());
-        for (node, made) in graph.nodes.iter().zip(made) {
-            let own = links.add_node(&mut records, node, &places)?;
-            if let Some(made) = made {
-                for index in &own {
-                    records.attach(*index, made.created_at, made.layers.clone());
-                }
+    let tops: Vec<usize> = graph.results.iter().map(|top| top.0 as usize).collect();
+    let mut made = layers.results(graph, &tops).await?;
+    leave_out_inner_merges(graph, &tops, &mut made);
+    let mut places: Vec<Vec<RecordIndex>> = Vec::with_capacity(graph.nodes.len());
+    for (node, made) in graph.nodes.iter().zip(made) {
+        let own = links.add_node(&mut records, node, &places)?;
+        if let Some(made) = made {
+            for index in &own {
+                records.attach(*index, made.created_at, made.layers.clone());
             }
-            places.push(own);
         }
+        places.push(own);
     }
     Ok(records)
 }

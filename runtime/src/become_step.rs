@@ -171,12 +171,21 @@ fn become_user(plan: &ProcessPlan) -> Outcome<()> {
     }
     rustix::thread::set_keep_capabilities(true).map_err(failed(what))?;
     let groups: Vec<Gid> = plan.groups.iter().copied().map(Gid::from_raw).collect();
-    rustix::thread::set_thread_groups(&groups).map_err(failed(what))?;
+    match rustix::thread::set_thread_groups(&groups) {
+        // In a namespace with one id there is no other group to give up or to take.
+        Err(Errno::PERM) if groups_are_fixed() => {}
+        set => set.map_err(failed(what))?,
+    }
     let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed(what))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed(what))?;
     rustix::thread::set_keep_capabilities(false).map_err(failed(what))?;
     set_capabilities(sets).map_err(failed("cannot set capabilities"))
+}
+
+/// Whether the user namespace was made by an ordinary user, who may not leave groups that deny him something.
+fn groups_are_fixed() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|answer| answer.trim() == "deny")
 }
 
 fn set_capabilities(sets: Capabilities) -> rustix::io::Result<()> {

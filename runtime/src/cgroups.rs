@@ -2,14 +2,16 @@
 
 mod devices;
 mod limits;
+mod usage;
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kiln_executor::oci;
+use kiln_executor::samples::Sample;
 use rustix::process::{Pid, Signal};
 
 use crate::error::{Error, Result};
@@ -194,6 +196,20 @@ impl ContainerGroups {
                 count.trim().parse::<u64>().ok()
             })
             .sum()
+    }
+
+    /// What the processes in the groups have used by now. Blocks.
+    pub fn sample(&self) -> Sample {
+        let mut sample = Sample::at(SystemTime::now());
+        for (hierarchy, dir) in &self.v1 {
+            usage::read_v1(hierarchy, dir, &mut sample);
+        }
+        match &self.unified {
+            // Beside version 1, this hierarchy counts nothing.
+            Some((_, dir)) if self.v1.is_empty() => usage::read_v2(dir, &mut sample),
+            _ => {}
+        }
+        sample
     }
 
     /// Kills what is left, then removes the groups. Blocks.

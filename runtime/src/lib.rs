@@ -13,8 +13,10 @@ mod child;
 mod error;
 mod helper;
 mod mount_plan;
+mod netns;
 mod plan;
 mod rootfs;
+mod rootless;
 mod runtime;
 mod seccomp;
 mod spares;
@@ -24,6 +26,8 @@ mod wire;
 
 pub use crate::error::{Error, Result};
 pub use crate::helper::{is_helper, run_helper};
+pub use crate::netns::make_network_namespace;
+pub use crate::rootless::{Ids, enter_user_namespace};
 pub use crate::runtime::{Container, Options, Process, Program, Runtime, Stdio, Terminal, watch};
 
 #[cfg(doctest)]

@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) new_network: bool,
     pub(crate) new_cgroup: bool,
     pub(crate) user_namespace: bool,
+    /// Device nodes cannot be made: the host's are shown in their places.
+    pub(crate) bind_devices: bool,
     /// Where version 1 hierarchies are mounted outside, and the container's group in each, for `cgroup` mounts.
     pub(crate) cgroup_v1: Vec<(String, PathBuf)>,
     pub(crate) keyring: String,
@@ -104,6 +106,7 @@ impl Plan {
             new_network: namespaces.network && namespaces.network_path.is_none(),
             new_cgroup: namespaces.cgroup,
             user_namespace: namespaces.user,
+            bind_devices: namespaces.user || kiln_executor::spec::in_user_namespace(),
             cgroup_v1: Vec::new(),
             keyring: format!("_ses.{id}"),
         })

@@ -251,7 +251,7 @@ impl Place<'_> {
         if let Some(parent) = path.parent() {
             self.make_dir(parent).map_err(what)?;
         }
-        if self.plan.user_namespace {
+        if self.plan.bind_devices {
             // Nodes cannot be made there; the host's own serve.
             let tree = clone_path(path, false).map_err(failed("the host has none")).map_err(what)?;
             self.make_file(path).map_err(what)?;

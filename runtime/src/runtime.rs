@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 
 use kiln_executor::oci;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
@@ -265,6 +267,10 @@ impl Inner {
                 continue;
             }
             drop(other);
+            if !answered(&own, &helper) {
+                broken = Some(helper);
+                continue;
+            }
             match wire::receive::<Made>(&own) {
                 Ok(Some((Made::Process { pid }, fds))) => return self.adopt(pid, fds, own),
                 Ok(Some((Made::Refused { message }, _))) => return Err(Error::Start { message }),
@@ -328,6 +334,23 @@ impl Inner {
     }
 }
 
+/// Waits for an answer; whether there is one, or nobody left who could give it. A helper that dies between making a
+/// process and saying so leaves the process holding the other end: it ends when this end is closed.
+fn answered(own: &OwnedFd, helper: &OwnedFd) -> bool {
+    loop {
+        let mut waits = [PollFd::new(own, PollFlags::IN), PollFd::new(helper, PollFlags::empty())];
+        match poll(&mut waits, None) {
+            Err(Errno::INTR) => continue,
+            Err(_) => return true,
+            Ok(_) => {}
+        }
+        let [own, helper] = waits.map(|wait| !wait.revents().is_empty());
+        if own || helper {
+            return own;
+        }
+    }
+}
+
 /// Starts the helper, from a copy of its program's mount that nobody can write through: in a container, the
 /// program is what `/proc/self/exe` leads to until the step's own takes its place.
 fn spawn(program: &Program) -> io::Result<(Child, Arc<OwnedFd>)> {
@@ -337,7 +360,18 @@ fn spawn(program: &Program) -> io::Result<(Child, Arc<OwnedFd>)> {
         Program::At(path) => path.clone(),
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(rustix::fs::CWD, &path, flags)?;
+    let tree = match (open_tree(rustix::fs::CWD, &path, flags), program) {
+        // A process that has moved into a mount namespace was started from a mount of another one.
+        (Err(Errno::INVAL), Program::Own) => {
+            let tree = open_tree(rustix::fs::CWD, std::fs::read_link(&path)?, flags)?;
+            let (own, found) = (rustix::fs::stat(&path)?, rustix::fs::fstat(&tree)?);
+            if (own.st_dev, own.st_ino) != (found.st_dev, found.st_ino) {
+                return Err(io::Error::other("another program is in the place of this one"));
+            }
+            tree
+        }
+        (tree, _) => tree?,
+    };
     sys::mount_setattr(tree.as_fd(), false, READ_ONLY, 0, libc::MS_PRIVATE)?;
     let (own, other) = wire::pair()?;
     let mut command = Command::new(format!("/proc/self/fd/{}", tree.as_raw_fd()));

@@ -10,13 +10,16 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kiln_executor::oci;
+use rand::Rng as _;
+use rand::distr::Alphanumeric;
 
 use crate::cgroups::{ContainerGroups, Hierarchies};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::runtime::{Inner, Process};
 
 /// How groups of spares are named: no container's name has a hyphen.
 const PREFIX: &str = "spare-";
+const NAME_LENGTH: usize = 25;
 /// How many wait. A chain of short steps takes them faster than a single one can be made, and they are made faster
 /// when there are several to make.
 const READY: usize = 6;
@@ -151,10 +154,8 @@ impl Spares {
 
     fn make(&self, runtime: &Inner, kind: Kind) -> Result<Spare> {
         // Other daemons may have theirs beside them.
-        let uuid = Path::new("/proc/sys/kernel/random/uuid");
-        let name =
-            std::fs::read_to_string(uuid).map_err(|source| Error::helper("name a spare process", source))?;
-        let path = format!("{}/{PREFIX}{}", self.parent, name.trim());
+        let name: String = rand::rng().sample_iter(Alphanumeric).take(NAME_LENGTH).map(char::from).collect();
+        let path = format!("{}/{PREFIX}{name}", self.parent);
         let groups = ContainerGroups::new(&self.hierarchies, Some(&path));
         let made = groups.make(&kind.resources).and_then(|()| runtime.make(kind.flags, &groups, None));
         match made {

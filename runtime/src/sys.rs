@@ -69,10 +69,10 @@ impl SingleThreaded {
     }
 }
 
-/// Moves this process into new namespaces of these kinds.
+/// Moves this thread into new namespaces of these kinds.
 pub(crate) fn unshare(kinds: rustix::thread::UnshareFlags) -> io::Result<()> {
-    // SAFETY: only callers in a new process, which has one thread, and only with kinds of namespaces: no memory
-    // and no descriptors come apart.
+    // SAFETY: only callers in a process with one thread, or in a thread that ends right afterwards, and only with kinds
+    // of namespaces: no memory and no descriptors come apart.
     Ok(unsafe { rustix::thread::unshare_unsafe(kinds) }?)
 }
 

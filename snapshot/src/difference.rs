@@ -7,7 +7,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use kiln_rootdir::{Kind, Metadata, OpenOptions, Root};
+use kiln_rootdir::{Kind, Metadata, OpenOptions, Root, Time};
 
 use crate::error::{Error, Result};
 use crate::marks;
@@ -22,6 +22,18 @@ const CHUNK: usize = 128 << 10;
 /// Directories that come from the same layers on both sides are not looked into. Ends early, with
 /// [`Error::Interrupted`], once `stopped` says so. Blocks.
 pub fn difference(lower: &[PathBuf], upper: &[PathBuf], to: &Path, stopped: &dyn Fn() -> bool) -> Result<()> {
+    difference_since(lower, upper, to, stopped, None)
+}
+
+/// The same, where the files of `upper` were copied from `lower` before `since`: one of which nothing has changed after
+/// that, by the filesystem's own account, is not read.
+pub(crate) fn difference_since(
+    lower: &[PathBuf],
+    upper: &[PathBuf],
+    to: &Path,
+    stopped: &dyn Fn() -> bool,
+    since: Option<Time>,
+) -> Result<()> {
     let mut dirs: Vec<PathBuf> = Vec::new();
     let mut numbers = BTreeMap::new();
     let mut number = |dir: &PathBuf| {
@@ -33,7 +45,15 @@ pub fn difference(lower: &[PathBuf], upper: &[PathBuf], to: &Path, stopped: &dyn
     let lower: Vec<usize> = lower.iter().rev().map(&mut number).collect();
     let upper: Vec<usize> = upper.iter().rev().map(&mut number).collect();
     let target = Root::open(to).map_err(failed(to))?;
-    Comparison { dirs, target, to, stopped, times: Vec::new() }.run(lower, upper)
+    Comparison { dirs, target, to, stopped, since, times: Vec::new() }.run(lower, upper)
+}
+
+/// When a file last changed.
+pub(crate) fn changed_at(path: &Path) -> Result<Time> {
+    let (dir, name) = (path.parent().unwrap_or(path), path.file_name().unwrap_or_default());
+    let found = Root::open(dir).and_then(|root| root.stat(name, false)).map_err(failed(dir))?;
+    let missing = || Error::io("stat", path, std::io::Error::from(std::io::ErrorKind::NotFound));
+    found.map(|metadata| metadata.ctime).ok_or_else(missing)
 }
 
 /// One entry of a state.
@@ -68,6 +88,7 @@ struct Comparison<'a> {
     target: Root,
     to: &'a Path,
     stopped: &'a dyn Fn() -> bool,
+    since: Option<Time>,
     /// Set last, when nothing is made in a directory any more.
     times: Vec<(PathBuf, Metadata)>,
 }
@@ -180,6 +201,15 @@ impl Comparison<'_> {
         }
         if (x.dev, x.ino) == (y.dev, y.ino) {
             return Ok(true);
+        }
+        if let (false, Some(since)) = (is_dir, self.since) {
+            if y.ctime < since {
+                return Ok(true);
+            }
+            // It may have got another name, and goes with it.
+            if y.nlink > 1 {
+                return Ok(false);
+            }
         }
         let (left, right) = (self.layer(left)?, self.layer(right)?);
         let of = |root: &Root| marks::attributes(root, path).map_err(self.failed());

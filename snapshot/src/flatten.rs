@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_rootdir::{Metadata, Root};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::marks;
+use crate::native::{Copied, copy};
 use crate::overlay::Places;
 use crate::snapshotter::SnapshotId;
 
@@ -48,6 +50,11 @@ struct Known {
 impl Merged {
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody else makes directories until it is dropped.
+    pub(crate) fn making(&self) -> MutexGuard<'_, ()> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn contains(&self, key: &str, ids: &[SnapshotId]) -> bool {
@@ -133,7 +140,7 @@ fn merged(places: &Places, ids: &[SnapshotId]) -> Result<PathBuf> {
     }
     let key = format!("{:016x}", hash(text(ids).as_bytes()));
     made(places, key, ids, |target, path| {
-        ids.iter().try_for_each(|id| apply(&places.committed(id)?, target, path))
+        ids.iter().try_for_each(|id| apply(&places.committed(id)?, target, path, Take::Difference))
     })
 }
 
@@ -150,7 +157,7 @@ pub(crate) fn made(
     if is_there() {
         return Ok(content);
     }
-    let _making = places.merged.making.lock().unwrap_or_else(PoisonError::into_inner);
+    let _making = places.merged.making();
     if is_there() {
         return Ok(content);
     }
@@ -167,15 +174,27 @@ pub(crate) fn made(
     Ok(content)
 }
 
-/// Applies the difference in `from` to the one in `target`, so that it is what both are on top of each other.
-fn apply(from: &Path, target: &Root, target_path: &Path) -> Result<()> {
+/// What is put where several layers come together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Take {
+    /// A difference, by hard links: deletions are kept.
+    Difference,
+    /// What the layers show, by hard links.
+    Links,
+    /// What they show, in files of its own.
+    Copies,
+}
+
+/// Applies the difference in `from` to what is in `target`, so that it is what both are on top of each other.
+pub(crate) fn apply(from: &Path, target: &Root, target_path: &Path, take: Take) -> Result<()> {
     let source = open(from)?;
+    let mut copied = Copied::new();
     let mut todo = vec![PathBuf::from("/")];
     // Times of directories are set last, when nothing is made in them any more.
     let mut times = Vec::new();
     while let Some(dir) = todo.pop() {
         let Some(shown) = source.stat(&dir, false).map_err(failed(from))? else { continue };
-        let there = enter(&source, target, &dir, &shown).map_err(failed(target_path))?;
+        let there = enter(&source, target, &dir, &shown, take).map_err(failed(target_path))?;
         times.push((dir.clone(), shown));
         for (name, metadata) in source.read_dir_stat(&dir).map_err(failed(from))? {
             let path = dir.join(name);
@@ -186,7 +205,16 @@ fn apply(from: &Path, target: &Root, target_path: &Path) -> Result<()> {
             if there {
                 target.remove_all(&path).map_err(failed(target_path))?;
             }
-            source.hard_link_to(&path, target, &path).map_err(failed(target_path))?;
+            if take != Take::Difference && marks::is_whiteout(&metadata) {
+                continue;
+            }
+            let linked = match take {
+                Take::Copies => Ok(false),
+                _ => link(&source, target, &path),
+            };
+            if !linked.map_err(failed(target_path))? {
+                copy(&source, target, &path, &metadata, &mut copied).map_err(failed(target_path))?;
+            }
         }
     }
     for (dir, shown) in times.iter().rev() {
@@ -195,8 +223,23 @@ fn apply(from: &Path, target: &Root, target_path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Links a file; says no if it has as many names as it can have.
+fn link(source: &Root, target: &Root, path: &Path) -> kiln_rootdir::Result<bool> {
+    match source.hard_link_to(path, target, path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(Errno::MLINK.raw_os_error()) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes the directory `dir` of the target look as the source's; whether something may be in it already.
-fn enter(source: &Root, target: &Root, dir: &Path, shown: &Metadata) -> kiln_rootdir::Result<bool> {
+fn enter(
+    source: &Root,
+    target: &Root,
+    dir: &Path,
+    shown: &Metadata,
+    take: Take,
+) -> kiln_rootdir::Result<bool> {
     let attributes = marks::attributes(source, dir)?;
     let mut opaque = marks::is_opaque(source, dir)?;
     let is_top = dir == Path::new("/");
@@ -228,13 +271,13 @@ fn enter(source: &Root, target: &Root, dir: &Path, shown: &Metadata) -> kiln_roo
     for (name, value) in &attributes {
         target.set_xattr(dir, name, value)?;
     }
-    if opaque {
+    if opaque && take == Take::Difference {
         marks::make_opaque(target, dir)?;
     }
     Ok(there)
 }
 
-fn text(ids: &[SnapshotId]) -> String {
+pub(crate) fn text(ids: &[SnapshotId]) -> String {
     ids.iter().flat_map(|id| [id.as_str(), "\n"]).collect()
 }
 

@@ -14,6 +14,7 @@ mod known;
 mod marks;
 mod mount;
 mod mount_table;
+mod native;
 mod overlay;
 mod overlay_mount;
 mod skeleton;
@@ -28,6 +29,7 @@ pub use crate::error::{Error, Result};
 pub use crate::in_place::{in_place, may_block};
 pub use crate::mount::{Mount, Mounted, TempMounted};
 pub use crate::mount_table::detach_below;
+pub use crate::native::NativeSnapshotter;
 pub use crate::overlay::OverlaySnapshotter;
 pub use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
 

@@ -14,6 +14,7 @@ use crate::in_place::may_block;
 use crate::known::Known;
 use crate::mount::{Mount, SharedUpper, TempMounted, open_path};
 use crate::mount_table::detach_below;
+use crate::native;
 use crate::skeleton;
 use crate::snapshotter::{SnapshotId, Snapshotter, Usage};
 use crate::unmounted;
@@ -37,7 +38,32 @@ impl OverlaySnapshotter {
     ///
     /// Only one process may have a root open at a time; seeing to that is the caller's task. Blocks.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let root = root.into();
+        let store = Self::open_any(root.into())?;
+        store.places.forget_wholes()?;
+        Ok(store)
+    }
+
+    /// Whether overlayfs can be used on the filesystem of `dir`, which is there. Blocks.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn works_at(dir: &Path) -> Result<()> {
+        let probe = dir.join(format!("probe-{}", std::process::id()));
+        let [lower, above, upper, work] = ["lower", "above", "upper", "work"].map(|name| probe.join(name));
+        let tried = make_dirs(&[&probe, &lower, &above, &upper]).and_then(|()| {
+            let mount = Mount::Overlay { lowers: vec![lower, above], upper: Some((upper, work)) };
+            let mounted = mount.with_temp()?;
+            let path = mounted.path().join("file");
+            std::fs::write(&path, "").map_err(|source| Error::io("write", &path, source))
+        });
+        let removed = Root::open(dir).and_then(|root| root.remove_all(probe.file_name().unwrap_or_default()));
+        if let Err(error) = removed {
+            tracing::warn!(%error, "a trial of overlayfs left something behind");
+        }
+        tried
+    }
+
+    pub(crate) fn open_any(root: PathBuf) -> Result<Self> {
         for dir in ["active", "committed", "staging", "merged", "trash", "empty"] {
             let dir = root.join(dir);
             std::fs::create_dir_all(&dir).map_err(|source| Error::io("make directory", &dir, source))?;
@@ -60,7 +86,7 @@ impl OverlaySnapshotter {
         &self.places
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Places) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -158,7 +184,8 @@ impl Snapshotter for OverlaySnapshotter {
         let id = id.clone();
         self.blocking(move |places| {
             let dir = places.find(&id).ok_or(Error::NotFound { id })?;
-            measure(&dir)
+            let home = dir.parent().unwrap_or(&dir);
+            Ok(skeleton::with_home(measure(&dir)?, home))
         })
         .await
     }
@@ -232,7 +259,7 @@ impl Places {
     fn view(&self, lowers: &[SnapshotId]) -> Result<Mount> {
         let mut lowers = flatten::lower_dirs(self, lowers)?;
         Ok(match lowers.len() {
-            0 => Mount::Bind { source: self.root.join("empty"), read_only: true },
+            0 => Mount::Bind { source: self.empty_dir(), read_only: true },
             1 => Mount::Bind { source: lowers.remove(0), read_only: true },
             _ => Mount::Overlay { lowers, upper: None },
         })
@@ -331,6 +358,29 @@ impl Places {
     fn layer(&self, id: &SnapshotId) -> PathBuf {
         let kind = if skeleton::is_one(id) { "merged" } else { "committed" };
         self.dir(kind, id).join("fs")
+    }
+
+    /// Where an active snapshot is, or would be.
+    pub(crate) fn active(&self, id: &SnapshotId) -> PathBuf {
+        self.dir("active", id)
+    }
+
+    /// A directory with nothing in it.
+    pub(crate) fn empty_dir(&self) -> PathBuf {
+        self.root.join("empty")
+    }
+
+    /// Drops active snapshots whose changes overlayfs would not show.
+    fn forget_wholes(&self) -> Result<()> {
+        let dir = self.root.join("active");
+        let failed = |source| Error::root("list", &dir, source);
+        for entry in Root::open(&dir).and_then(|root| root.read_dir("/")).map_err(failed)? {
+            let active = dir.join(entry.name);
+            if native::is_whole(&active) {
+                self.discard(&active)?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn merged_dir(&self) -> PathBuf {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::flatten;
 use crate::overlay::Places;
-use crate::snapshotter::SnapshotId;
+use crate::snapshotter::{SnapshotId, Usage};
 use crate::usage::{self, Survey};
 
 /// Names of skeletons begin with this; those of layers are random and of another length.
@@ -27,7 +27,7 @@ pub(crate) fn is_one(id: &SnapshotId) -> bool {
 
 /// Measures the layer whose home is `home`, and notes where it deletes something.
 pub(crate) fn survey(home: &Path) -> Result<Survey> {
-    let found = usage::survey(&home.join("fs"))?;
+    let mut found = usage::survey(&home.join("fs"))?;
     let list = home.join(DELETES);
     let noted = match found.deletes.is_empty() {
         true => match std::fs::remove_file(&list) {
@@ -40,7 +40,17 @@ pub(crate) fn survey(home: &Path) -> Result<Survey> {
         }
     };
     noted.map_err(|source| Error::io("write", &list, source))?;
+    found.usage = with_home(found.usage, home);
     Ok(found)
+}
+
+/// Adds what a layer takes beside its files: the directories that hold them, and the list of what it deletes.
+pub(crate) fn with_home(mut usage: Usage, home: &Path) -> Usage {
+    use std::os::unix::fs::MetadataExt as _;
+    for own in [home.to_owned(), home.join("fs"), home.join(DELETES)] {
+        usage.bytes += own.symlink_metadata().map_or(0, |metadata| metadata.blocks() * 512);
+    }
+    usage
 }
 
 /// The skeleton for a stack of these layers, made if it is not there.

@@ -51,10 +51,20 @@ impl FromStr for SnapshotId {
 /// What a snapshot takes on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of allocated blocks; a file with several names counts once.
+    /// Bytes of allocated blocks, those of the directories that hold it included; a file with several names counts once.
     pub bytes: u64,
     /// Files and directories, the snapshot's own top directory not counted.
     pub inodes: u64,
+    /// Lengths of its regular files, by each of their names. Other than `bytes` this is the same on every filesystem
+    /// at any time, so whoever finds another sum knows that something has gone.
+    pub length: u64,
+}
+
+impl Usage {
+    /// Whether a snapshot that had this usage once, and has `now`, still has all its files in full.
+    pub fn is_still(&self, now: &Self) -> bool {
+        self.inodes == now.inodes && self.length == now.length
+    }
 }
 
 /// Keeps the difference directories of a build.

@@ -48,6 +48,9 @@ pub(crate) fn survey(dir: &Path) -> Result<Survey> {
                 found.usage.inodes += 1;
                 found.usage.bytes += metadata.blocks * 512;
             }
+            if metadata.is_file() {
+                found.usage.length += metadata.size;
+            }
             found.names.add(|| dir.join(&name), metadata.is_dir());
             if metadata.is_dir() {
                 todo.push(path.join(name));

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use kiln_snapshot::testing::{describe, scribble};
-use kiln_snapshot::{Mount, OverlaySnapshotter, SnapshotId, Snapshotter as _, difference};
+use kiln_snapshot::{Mount, NativeSnapshotter, OverlaySnapshotter, SnapshotId, Snapshotter, difference};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -16,7 +16,7 @@ fn scripts(layers: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Script>>
 
 /// Puts a layer for each script on `stack`.
 async fn grow(
-    store: &OverlaySnapshotter,
+    store: &dyn Snapshotter,
     name: &str,
     stack: &[SnapshotId],
     scripts: &[Script],
@@ -70,6 +70,39 @@ fn a_difference_on_its_lower_state_is_its_upper_state() {
         Ok(())
     };
     runner.run(&states, law).unwrap();
+}
+
+#[test]
+fn both_snapshotters_show_and_keep_the_same() {
+    if !can_mount() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut runner = TestRunner::new(Config { cases: 96, failure_persistence: None, ..Config::default() });
+    let law = |layers: Vec<Script>| {
+        runtime.block_on(async {
+            let (left, right) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let native = NativeSnapshotter::open(left.path()).unwrap();
+            let overlay = OverlaySnapshotter::open(right.path()).unwrap();
+            let stack = grow(&native, "s", &[], &layers).await;
+            grow(&overlay, "s", &[], &layers).await;
+            let show = async |store: &dyn Snapshotter, stack: &[SnapshotId]| {
+                describe(store.view(stack).await.unwrap().with_temp().unwrap().path())
+            };
+            // The other one reads what either has kept.
+            let swapped = OverlaySnapshotter::open(left.path()).unwrap();
+            let back = NativeSnapshotter::open(right.path()).unwrap();
+            for depth in 2..=stack.len() {
+                let stack = &stack[..depth];
+                let want = show(&overlay, stack).await;
+                assert_eq!(show(&native, stack).await, want, "native, {depth} layers");
+                assert_eq!(show(&swapped, stack).await, want, "kept by native, {depth} layers");
+                assert_eq!(show(&back, stack).await, want, "read by native, {depth} layers");
+            }
+        });
+        Ok(())
+    };
+    runner.run(&scripts(2..4), law).unwrap();
 }
 
 #[test]

@@ -8,7 +8,6 @@ mod limits;
 mod tests;
 mod watch;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +27,7 @@ use crate::op::{JobContext, ResultRef};
 use crate::outcome::Outcome;
 use crate::progress::{JobLog, ProgressStream};
 use crate::scheduler::{BuildId, Event, JobId, Limits, Scheduler, WorkId};
+use crate::tables::HashMap;
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use crate::driver::calls::find;
@@ -66,7 +66,7 @@ impl Default for SolverOptions {
 pub struct CachedResult {
     /// The result, none for a nil one (an empty filesystem).
     pub result: Option<ResultRef>,
-    /// Its keys and those below, for cache exports.
+    /// Names its keys, for cache exports.
     pub key: ResultKey,
     /// How it came to be.
     pub outcome: Outcome,
@@ -168,10 +168,10 @@ impl State {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             scheduler: Scheduler::new(limits),
-            jobs: HashMap::new(),
-            by_name: HashMap::new(),
-            works: HashMap::new(),
-            replies: HashMap::new(),
+            jobs: HashMap::default(),
+            by_name: HashMap::default(),
+            works: HashMap::default(),
+            replies: HashMap::default(),
             stopping: Vec::new(),
             last_id: 0,
             closed: false,

@@ -1,21 +1,22 @@
 //! The keys of a result with everything below them, for cache exports.
 
-use std::sync::Arc;
-
 use kiln_digest::Digest;
 
 use crate::key::{KeyDigest, KeyId};
 use crate::op::ResultRef;
 use crate::outcome::Outcome;
+use crate::scheduler::NodeId;
 use crate::vertex::{OutputIndex, VertexDigest};
 
-/// The keys of all edges below a build's results, inputs before their users.
+/// The keys of results and of all edges below them, inputs before their users.
 ///
 /// Flat on purpose: chains are as long as definitions make them.
 #[derive(Clone, Debug, Default)]
 pub struct KeyGraph {
     /// The nodes; see [`KeyNodeIndex`].
     pub nodes: Vec<KeyNode>,
+    /// The places of the results that were asked about, in that order.
+    pub results: Vec<KeyNodeIndex>,
 }
 
 /// Position of a node in its [`KeyGraph`].
@@ -62,18 +63,9 @@ pub enum KeyOrigin {
     Content(Digest),
 }
 
-/// The keys of one result.
-#[derive(Clone, Debug)]
+/// Names the key of a result in its job, which can write it down: see [`Job::key_graph`](crate::Job::key_graph).
+#[derive(Clone, Copy, Debug)]
 pub struct ResultKey {
-    /// All keys of the build.
-    pub graph: Arc<KeyGraph>,
-    /// This result's place in it.
-    pub node: KeyNodeIndex,
-}
-
-impl ResultKey {
-    /// Returns what is known of the result's own edge.
-    pub fn node(&self) -> Option<&KeyNode> {
-        self.graph.nodes.get(self.node.0 as usize)
-    }
+    pub(crate) node: NodeId,
+    pub(crate) output: OutputIndex,
 }

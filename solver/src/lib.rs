@@ -20,6 +20,7 @@ mod outcome;
 mod progress;
 mod reason;
 mod scheduler;
+mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod vertex;

@@ -12,6 +12,7 @@ use crate::error::OpError;
 use crate::key::KeyDigest;
 use crate::progress::VertexProgress;
 use crate::reason::{ContentChange, Fingerprint};
+use crate::tables::push_tight;
 
 /// Computes one vertex.
 ///
@@ -170,7 +171,7 @@ impl WaiterSet {
     pub(crate) fn join(&self, job: u64, context: JobContext) {
         let mut jobs = self.lock();
         if jobs.iter().all(|(other, _)| *other != job) {
-            jobs.push((job, context));
+            push_tight(&mut jobs, (job, context));
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use kiln_content::{ContentStore, Descriptor, media_type};
+use kiln_content::{ContentStore, ContentStoreExt as _, Descriptor, media_type};
 use kiln_registry::{Credential, Credentials, Document, Secret, Token, TokenRequest};
 use kiln_session::blobs::Blobs;
 use kiln_session::{Lender, Session, auth};
@@ -166,7 +166,7 @@ impl Layouts for SessionLayouts {
         store: &dyn ContentStore,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<()> {
-        if store.info(&descriptor.digest).await?.is_some() {
+        if store.has_whole(descriptor).await? {
             return Ok(());
         }
         // Tried one after the other, so that the observer is never shared.

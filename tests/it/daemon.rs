@@ -27,6 +27,17 @@ fn bad_settings_are_clear_errors() -> Result<()> {
         (&["--tlscert=/x"], "", &["you must specify key and cert file if one is specified"]),
         (&["--allow-insecure-entitlement=everything"], "", &["invalid entitlement : everything"]),
         (&["--oci-worker-net=token-ring"], "", &["invalid network mode: \"token-ring\""]),
+        (
+            &["--oci-worker-net=cni", "--oci-cni-config-path=/no/such.json"],
+            "",
+            &["network mode cni needs a configuration", "/no/such.json"],
+        ),
+        (
+            &["--oci-worker-net=bridge", "--oci-cni-binary-dir=/nowhere"],
+            "",
+            &["network mode bridge is not available", "CNI plugin `bridge` is not in `/nowhere`"],
+        ),
+        (&["--oci-worker-net=bridge"], "[worker.oci]\nbridgeSubnet = \"ten\"\n", &["bridgeSubnet \"ten\""]),
         (&["--oci-worker-snapshotter=tape"], "", &["unknown snapshotter name: \"tape\""]),
         (&["--oci-worker=false"], "", &["no worker found"]),
         (&["--oci-worker-binary=/no/such/runtime"], "", &["/no/such/runtime"]),
@@ -54,7 +65,7 @@ fn bad_settings_are_clear_errors() -> Result<()> {
 #[test]
 fn settings_without_effect_are_named_once() -> Result<()> {
     let options = DaemonOptions {
-        args: vec!["--oci-cni-pool-size=3".into(), "--profile-cpu=/dev/null".into()],
+        args: vec!["--containerd-cni-pool-size=3".into(), "--profile-cpu=/dev/null".into()],
         config: "[otel]\nsocketPath = \"/tmp/x\"\n[worker.oci]\nmax-parallelism = 2\n".into(),
         ..DaemonOptions::default()
     };
@@ -62,7 +73,7 @@ fn settings_without_effect_are_named_once() -> Result<()> {
     let log = daemon.log();
     let warnings: Vec<_> = log.lines().filter(|l| l.contains("no effect")).collect();
     assert_eq!(warnings.len(), 1, "{log}");
-    check_contains(warnings[0], &["oci-cni-pool-size", "otel.socketPath", "profile-cpu"]);
+    check_contains(warnings[0], &["containerd-cni-pool-size", "otel.socketPath", "profile-cpu"]);
     assert!(!warnings[0].contains("max-parallelism"), "{log}");
     Ok(())
 }

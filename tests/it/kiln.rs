@@ -128,10 +128,11 @@ fn questions_are_answered_by_the_daemon() -> Result<()> {
     // A build shows the warning with its line, and goes on.
     let built = ask(&["--progress=plain"])?.success()?;
     check_contains(&built.stderr, &["WARNING: StageNameCasing", ">>> FROM scratch AS Up"]);
-    let foreign = ask(&["--build-arg", "BUILDKIT_SYNTAX=example.com/other:1 x"])?.failure()?;
+    let foreign = ask(&["--build-arg", "BUILDKIT_SYNTAX=nowhere.invalid/other:1 x"])?.failure()?;
+    let failed = "failed with build-arg:BUILDKIT_SYNTAX = nowhere.invalid/other:1 x";
     check_contains(
         &foreign.stderr,
-        &["frontend image `example.com/other:1` cannot be run", "not supported yet"],
+        &[failed, "resolve image config for docker-image://nowhere.invalid/other:1"],
     );
     let request = ["--opt", "requestid=frontend.targets"];
     check_contains(&site.build(&request)?.success()?.stdout, &["up (default)"]);

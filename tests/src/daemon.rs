@@ -16,8 +16,12 @@ pub struct DaemonOptions {
     pub args: Vec<String>,
     /// Content of its configuration file.
     pub config: String,
+    /// A program, with arguments, that becomes the daemon: it runs what follows in its own place.
+    pub through: Vec<String>,
     /// More environment variables.
     pub env: Vec<(String, String)>,
+    /// Its root is here, and stays.
+    pub root: Option<PathBuf>,
     /// Its root is a filesystem of its own with this many MiB.
     pub disk: Option<u32>,
 }
@@ -54,7 +58,7 @@ impl Daemon {
 
     /// Its root directory.
     pub fn root(&self) -> PathBuf {
-        self.dir().join("root")
+        self.options.root.clone().unwrap_or_else(|| self.dir().join("root"))
     }
 
     /// Its address.
@@ -128,7 +132,16 @@ impl Daemon {
 
     fn spawn(&mut self) -> Result<()> {
         let log = std::fs::File::options().create(true).append(true).open(self.dir().join("log"))?;
-        let mut command = self.binaries.command("buildkitd");
+        let daemon = self.binaries.command("buildkitd");
+        let mut command = match self.options.through.split_first() {
+            None => daemon,
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(daemon.get_program()).args(daemon.get_args());
+                command.envs(daemon.get_envs().filter_map(|(name, value)| Some((name, value?))));
+                command
+            }
+        };
         command
             .arg("--config")
             .arg(self.dir().join("buildkitd.toml"))

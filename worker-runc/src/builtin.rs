@@ -4,8 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use kiln_executor::samples::Samples;
 use kiln_executor::spec::{Machine, cgroups_path};
-use kiln_executor::{ContainerId, Error, Exit, ProcessIo, Result, Started, WindowSize, oci};
+use kiln_executor::{ContainerId, Error, Exit, NetworkLease, ProcessIo, Result, Started, WindowSize, oci};
 use kiln_runtime::cgroups::{ContainerGroups, Hierarchies};
 use kiln_runtime::{Container, Process, Runtime, Stdio, Terminal, watch};
 use rustix::pipe::PipeFlags;
@@ -20,6 +21,7 @@ use crate::bundle::Bundle;
 use crate::executor::Inner;
 use crate::options::RuncOptions;
 use crate::pumps::{Pumps, TerminalIo};
+use crate::recorder::Recorder;
 use crate::registry::{Running, State};
 use crate::run::{UNKNOWN, blocking};
 
@@ -40,12 +42,14 @@ pub(crate) struct Made {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) id: ContainerId,
     pub(crate) bundle: Bundle,
+    pub(crate) network: Arc<dyn NetworkLease>,
 }
 
 /// What is left of a container, and how it ended.
 pub(crate) struct Ended {
     pub(crate) bundle: Bundle,
     pub(crate) groups: Option<ContainerGroups>,
+    pub(crate) recorder: Option<Recorder>,
     pub(crate) outcome: Result<Exit>,
 }
 
@@ -74,8 +78,8 @@ impl Inner {
         started: Option<Started>,
         cancels: &[CancellationToken; 2],
     ) -> Result<Ended> {
-        let Made { runtime, id, bundle } = made;
-        let ended = |bundle, error| Ok(Ended { bundle, groups: None, outcome: Err(error) });
+        let Made { runtime, id, bundle, network } = made;
+        let ended = |bundle, error| Ok(Ended { bundle, groups: None, recorder: None, outcome: Err(error) });
         if cancels.iter().any(CancellationToken::is_cancelled) || self.closing.is_cancelled() {
             return ended(bundle, Error::Cancelled);
         }
@@ -104,10 +108,12 @@ impl Inner {
             };
             self.registry.set(&id, State::Running(Box::new(running)));
         };
-        let outcome = self.follow(&container.container.process, streams, has_started, cancels).await;
         let groups = container.container.groups.clone();
+        let recorder = Some(Recorder::start(&self.tasks, groups.clone(), network));
+        let outcome = self.follow(&container.container.process, streams, has_started, cancels).await;
         let oom = groups.oom_kills() > 0;
-        Ok(Ended { bundle, groups: Some(groups), outcome: outcome.map(|code| Exit { code, oom }) })
+        let outcome = outcome.map(|code| Exit { code, oom, samples: Samples::default() });
+        Ok(Ended { bundle, groups: Some(groups), recorder, outcome })
     }
 
     /// Runs another process in a container.
@@ -126,7 +132,7 @@ impl Inner {
         };
         let process = blocking(launch).await?.map_err(error)?;
         let code = self.follow(&process, streams, || {}, cancels).await?;
-        Ok(Exit { code, oom: false })
+        Ok(Exit { code, oom: false, samples: Samples::default() })
     }
 
     /// Waits for the end of a process; on the way notices its start and hands on signals and sizes.

@@ -69,7 +69,8 @@ impl Bundle {
         for (number, mount) in asked.iter().enumerate() {
             own.push(mounts.add(mount, dir, number)?);
         }
-        let dests = asked.iter().map(|mount| mount.dest.as_path());
+        let of_devices = process.devices.mounts.iter().map(|mount| mount.destination.as_path());
+        let dests = asked.iter().map(|mount| mount.dest.as_path()).chain(of_devices);
         let stubs = MountStubs::note(&root, dests, process.remove_mount_stubs_recursive);
         spec::make_working_dir(&root, &process, &user)?;
         let host_network = network == NetworkNamespace::Host;

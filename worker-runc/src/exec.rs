@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use kiln_executor::samples::Samples;
 use kiln_executor::{ContainerId, Error, Exit, ProcessIo, ProcessSpec, Result, find_user, oci, spec};
 use kiln_rootdir::Root;
 use rustix::process::Signal;
@@ -75,7 +76,7 @@ impl Inner {
         {
             return Err(Error::Start { runtime: runtime.name().to_owned(), message });
         }
-        Ok(Exit { code, oom: false })
+        Ok(Exit { code, oom: false, samples: Samples::default() })
     }
 
     /// The container's own process, with user, arguments and terminal replaced, the rest where it is given.

@@ -55,8 +55,7 @@ impl RuncExecutor {
     /// Finds the runtime and cleans up after an executor that was killed. Blocks.
     ///
     /// # Errors
-    /// [`Error::RuntimeMissing`] if there is no runtime; [`Error::NetworkUnavailable`] if the network is one
-    /// that cannot be set up.
+    /// [`Error::RuntimeMissing`] if there is no runtime.
     pub fn open(options: RuncOptions) -> Result<Self> {
         let hierarchies = Hierarchies::detect();
         make_root(&options.root)?;
@@ -68,7 +67,6 @@ impl RuncExecutor {
             None | Some(BUILTIN) => Backend::Builtin(Arc::new(builtin::open(&options, &hierarchies)?)),
             Some(binary) => Backend::External(Runtime::find(binary, state.clone(), &hierarchies)?),
         };
-        let networks = Networks::new(options.network)?;
         leftovers::clean(&root, &state, &hierarchies)?;
         make_root(&state)?;
         let machine = Machine {
@@ -83,7 +81,7 @@ impl RuncExecutor {
             root,
             runtime,
             machine,
-            networks,
+            networks: options.networks,
             hierarchies,
             registry: Registry::default(),
             tasks: TaskTracker::new(),
@@ -111,6 +109,7 @@ impl RuncExecutor {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         self.inner.watcher.close().await;
+        self.inner.networks.close().await;
         if let Backend::Builtin(runtime) = &self.inner.runtime {
             let runtime = runtime.clone();
             // Failed, it has ended in a panic, and there is nothing left to wait for.

@@ -13,6 +13,7 @@ mod mounts;
 mod options;
 mod output;
 mod pumps;
+mod recorder;
 mod registry;
 mod run;
 mod runtime;

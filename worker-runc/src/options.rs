@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use kiln_executor::{DnsConfig, WorkerNetwork};
+use kiln_executor::{DnsConfig, Networks};
 use kiln_runtime::Program;
 
 /// How a [`RuncExecutor`](crate::RuncExecutor) runs processes.
@@ -13,8 +13,8 @@ pub struct RuncOptions {
     pub binary: Option<String>,
     /// The program that the built-in runtime starts as its helper.
     pub helper: Program,
-    /// The network of steps that ask for none in particular.
-    pub network: WorkerNetwork,
+    /// The networks of steps; the host's for those that ask for none in particular, if nothing else is given.
+    pub networks: Networks,
     /// Name resolution in steps.
     pub dns: DnsConfig,
     /// The parent control group of steps that ask for none.

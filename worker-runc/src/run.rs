@@ -3,7 +3,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kiln_executor::{ContainerId, Error, Exit, ProcessIo, Result, Started};
+use kiln_executor::samples::Samples;
+use kiln_executor::{
+    ContainerId, Error, Exit, NetworkLease, NetworkRequest, ProcessIo, Result, SecurityMode, Started,
+};
 use kiln_runtime::cgroups::ContainerGroups;
 use rustix::process::{Pid, Signal};
 use tokio::process::Child;
@@ -14,6 +17,7 @@ use crate::builtin;
 use crate::bundle::{Bundle, Request, remove_dir};
 use crate::executor::{Backend, Inner};
 use crate::pumps::Pumps;
+use crate::recorder::Recorder;
 use crate::registry::{Running, State};
 use crate::runtime::{Runtime, last_error};
 
@@ -58,7 +62,15 @@ impl Inner {
         cancels: [CancellationToken; 2],
     ) -> Result<Exit> {
         let process = &request.process;
-        let lease = self.networks.lease(process.network, process.hostname.as_deref()).await?;
+        let wanted = NetworkRequest {
+            hostname: process.hostname.as_deref(),
+            privileged: process.security == SecurityMode::Insecure,
+        };
+        let lease = tokio::select! {
+            lease = self.networks.lease(process.network, wanted) => lease?,
+            () = self.cancelled(&cancels) => return Err(Error::Cancelled),
+        };
+        let lease: Arc<dyn NetworkLease> = Arc::from(lease);
         let network = lease.namespace().clone();
         let id = request.id.clone();
         let dir = self.root.join(id.as_str());
@@ -76,21 +88,27 @@ impl Inner {
         let making = move || Bundle::make(&bundle_dir, request, network, &inner.etc, &inner.machine);
         let bundle = blocking(making).await??;
         let groups = ContainerGroups::new(&self.hierarchies, bundle.spec().linux.cgroups_path.as_deref());
-        let (bundle, groups, outcome) = match &self.runtime {
+        let (bundle, groups, recorder, outcome) = match &self.runtime {
             Backend::Builtin(runtime) => {
-                let made = builtin::Made { runtime: runtime.clone(), id: id.clone(), bundle };
+                let (runtime, id) = (runtime.clone(), id.clone());
+                let made = builtin::Made { runtime, id, bundle, network: lease.clone() };
                 let ended = self.run_builtin(made, io, started, &cancels).await?;
-                (ended.bundle, ended.groups, ended.outcome)
+                (ended.bundle, ended.groups, ended.recorder, ended.outcome)
             }
             Backend::External(runtime) => {
                 let container =
                     External { inner: self, runtime, id: &id, bundle: &bundle, groups: &groups, keeps };
+                let recorder = Recorder::start(&self.tasks, groups.clone(), lease.clone());
                 let outcome = container.run(io, started, &cancels).await;
-                (bundle, Some(groups), outcome)
+                (bundle, Some(groups), Some(recorder), outcome)
             }
         };
         // Nothing of the snapshots is mounted any more when the caller goes on; the rest can wait.
-        let unmounted = blocking(move || bundle.unmount()).await;
+        let unmounted = blocking(move || {
+            bundle.unmount();
+            recorder.map(Recorder::finish)
+        })
+        .await;
         let state = match &self.runtime {
             Backend::Builtin(_) => None,
             Backend::External(runtime) => Some(runtime.state_of(id.as_str())),
@@ -104,8 +122,8 @@ impl Inner {
             }
             remove_dir(&dir);
         });
-        unmounted?;
-        outcome
+        let samples = unmounted?.unwrap_or_default();
+        outcome.map(|exit| Exit { samples, ..exit })
     }
 
     pub(crate) async fn cancelled(&self, cancels: &[CancellationToken; 2]) {
@@ -166,7 +184,7 @@ impl External<'_> {
             return Err(Error::Start { runtime: self.runtime.name().to_owned(), message });
         }
         let oom = oom.max(self.groups.oom_kills()) > 0;
-        Ok(Exit { code, oom })
+        Ok(Exit { code, oom, samples: Samples::default() })
     }
 
     /// Waits for the end, and on the way notices the start, hands on signals and counts.

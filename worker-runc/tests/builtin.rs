@@ -22,8 +22,30 @@ use rustix::process::{Pid, Signal};
 const PATIENCE: Duration = Duration::from_secs(30);
 const HELPER: &str = env!("CARGO_BIN_EXE_kiln-runtime-helper");
 
-fn open(dir: &Path) -> RuncExecutor {
-    RuncExecutor::open(support::options(&dir.join("executor"), "builtin")).unwrap()
+/// An executor with the built-in runtime, and the suite's root filesystem for it.
+struct Place {
+    dir: tempfile::TempDir,
+    executor: RuncExecutor,
+    suite: Suite,
+    /// The helpers that were there before.
+    before: BTreeSet<i32>,
+}
+
+impl Place {
+    /// `None` where the runtime cannot be tested.
+    fn new() -> Option<Self> {
+        let busybox = support::ready("builtin")?;
+        let dir = tempfile::tempdir().unwrap();
+        let before = helpers();
+        let executor = RuncExecutor::open(support::options(&dir.path().join("executor"), "builtin")).unwrap();
+        let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
+        Some(Self { dir, executor, suite, before })
+    }
+
+    /// The executor's helper, and those of other tests that were started beside this one.
+    fn helpers(&self) -> Vec<i32> {
+        helpers().difference(&self.before).copied().collect()
+    }
 }
 
 /// The helpers that this process has started.
@@ -44,11 +66,8 @@ fn helpers() -> BTreeSet<i32> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_helper_that_dies_harms_nobody() {
-    let Some(busybox) = support::ready("builtin") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let before = helpers();
-    let executor = open(dir.path());
-    let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
+    let Some(place) = Place::new() else { return };
+    let Place { dir, executor, suite, .. } = &place;
     let host = dir.path().join("host");
     std::fs::create_dir(&host).unwrap();
     let whole = Mount::Bind { source: host.clone(), read_only: false };
@@ -57,9 +76,7 @@ async fn a_helper_that_dies_harms_nobody() {
     let others = async {
         wait_for(|| host.join("up").exists()).await;
         for round in 0..2 {
-            // Other tests of this process start their own.
-            let own: Vec<i32> = helpers().difference(&before).copied().collect();
-            for pid in own {
+            for pid in place.helpers() {
                 rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
             }
             assert_eq!(suite.run(Step::shell("exit 4")).await.exit.unwrap().code, 4, "{round}");
@@ -73,12 +90,9 @@ async fn a_helper_that_dies_harms_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_helpers_program_cannot_be_written_or_run_by_steps() {
-    let Some(busybox) = support::ready("builtin") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let before = helpers();
-    let executor = open(dir.path());
-    let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
-    let own: Vec<i32> = helpers().difference(&before).copied().collect();
+    let Some(place) = Place::new() else { return };
+    let own = place.helpers();
+    let Place { executor, suite, .. } = place;
     assert!(!own.is_empty());
     for pid in own {
         let exe = rustix::fs::statvfs(format!("/proc/{pid}/exe")).unwrap();
@@ -92,10 +106,7 @@ async fn the_helpers_program_cannot_be_written_or_run_by_steps() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_terminal_is_one() {
-    let Some(busybox) = support::ready("builtin") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let executor = open(dir.path());
-    let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
+    let Some(Place { dir, executor, suite, .. }) = Place::new() else { return };
     let script = "for f in 0 1 2; do [ -t $f ] && echo tty $f; done; [ -c /dev/console ] && echo console > /dev/console; ls -l /proc/self/fd/0 | sed 's/.*-> //'; echo to-stderr >&2";
     std::os::unix::fs::symlink("busybox", dir.path().join("base/bin").join("sed")).unwrap();
     let got = suite.run(Step::shell(script).with(|process| process.tty = true)).await;
@@ -111,11 +122,7 @@ async fn a_terminal_is_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signals_arrive_by_number() {
-    let Some(busybox) = support::ready("builtin") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let executor = open(dir.path());
-    let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
-    drop(suite);
+    let Some(Place { dir, executor, .. }) = Place::new() else { return };
     let root = Mount::Bind { source: dir.path().join("base"), read_only: false };
     let (output, mut lines) = tokio::sync::mpsc::channel(4);
     let (signals, receiver) = tokio::sync::mpsc::channel(1);
@@ -225,12 +232,9 @@ fn remove_parents(dir: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_of_a_user_namespace_are_mapped() {
-    let Some(busybox) = support::ready("builtin") else { return };
-    let dir = tempfile::tempdir().unwrap();
+    let Some(Place { dir, executor, .. }) = Place::new() else { return };
     // Others pass through on the way to the root filesystem.
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let executor = open(dir.path());
-    drop(Suite::new(Arc::new(executor.clone()), dir.path(), &busybox));
     executor.close().await;
     for file in ["base", "base/dev", "base/proc", "base/sys", "base/etc"] {
         let path = dir.path().join(file);
@@ -257,10 +261,7 @@ async fn users_of_a_user_namespace_are_mapped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_spares_nothing_is_left() {
-    let Some(busybox) = support::ready("builtin") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let executor = open(dir.path());
-    drop(Suite::new(Arc::new(executor.clone()), dir.path(), &busybox));
+    let Some(Place { dir, executor, .. }) = Place::new() else { return };
     executor.close().await;
     let runtime = runtime(dir.path());
     for round in 0..20 {
@@ -279,10 +280,7 @@ async fn of_spares_nothing_is_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mount_points_stay_inside() {
-    let Some(busybox) = support::ready("builtin") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let executor = open(dir.path());
-    let suite = Suite::new(Arc::new(executor.clone()), dir.path(), &busybox);
+    let Some(Place { dir, executor, suite, .. }) = Place::new() else { return };
     let outside = dir.path().join("outside");
     std::fs::create_dir(&outside).unwrap();
     let link = |name: &str, target: &Path| {

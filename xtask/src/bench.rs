@@ -52,7 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 
     eprintln!("making payloads and images");
-    let mut lab = Lab::new(&sides[0].binaries, client()?, options.scale)?;
+    let mut lab = Lab::new(&sides[0].binaries, programs()?, options.scale)?;
     for group in &groups {
         (group.prepare)(&mut lab)?;
     }
@@ -138,13 +138,14 @@ fn names(asked: &str, name: &str) -> bool {
     }
 }
 
-/// The client that measures, freshly built; beside the binaries in `KILN_BIN_DIR`, as it is.
-fn client() -> Result<PathBuf> {
+/// The programs that measure, freshly built; beside the binaries in `KILN_BIN_DIR`, as they are.
+fn programs() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("KILN_BIN_DIR") {
-        return Ok(PathBuf::from(dir).join("measure"));
+        return Ok(PathBuf::from(dir));
     }
-    shell::run("cargo", &["build", "--release", "--workspace", "--example", "measure"])?;
-    Ok("target/release/examples/measure".into())
+    let examples = ["--example", "measure", "--example", "catalogue", "--example", "bare_step"];
+    shell::run("cargo", &[&["build", "--release", "--workspace"], &examples[..]].concat())?;
+    Ok("target/release/examples".into())
 }
 
 /// Freshly built release binaries, or those in `KILN_BIN_DIR` as they are.

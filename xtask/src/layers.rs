@@ -65,6 +65,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ),
     ("kiln-frontend", &["kiln-llb"]),
     ("kiln-frontend-dockerfile", &["kiln-digest", "kiln-frontend", "kiln-llb", "kiln-patterns"]),
+    ("kiln-frontend-process", &["kiln-api", "kiln-frontend", "kiln-llb"]),
+    ("dockerfile-frontend", &["kiln-frontend-dockerfile", "kiln-frontend-process"]),
     (
         "kiln-engine",
         &[
@@ -86,12 +88,16 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     ("kiln-runtime", &["kiln-executor", "kiln-rootdir"]),
+    ("kiln-cdi", &["kiln-executor"]),
+    ("kiln-cni", &["kiln-executor", "kiln-runtime"]),
     ("kiln-worker-runc", &["kiln-executor", "kiln-rootdir", "kiln-runtime", "kiln-snapshot"]),
     (
         "kiln-control",
         &[
             "kiln-api",
             "kiln-cache",
+            "kiln-content",
+            "kiln-digest",
             "kiln-engine",
             "kiln-frontend",
             "kiln-llb",
@@ -104,6 +110,8 @@ const TABLE: &[(&str, &[&str])] = &[
         "buildkitd",
         &[
             "kiln-cache",
+            "kiln-cdi",
+            "kiln-cni",
             "kiln-content",
             "kiln-control",
             "kiln-engine",

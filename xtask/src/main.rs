@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command-line program")]
 
 mod bench;
+mod fuzz;
 mod integration;
 mod layers;
 mod packages;
@@ -28,6 +29,8 @@ enum Task {
     },
     /// Run simulations of the scheduler: one seed with all its steps, or many.
     Simulate(simulate::Options),
+    /// Run the fuzz targets, each for a while.
+    Fuzz(fuzz::Options),
     /// Measure named scenarios, alone or in turn with a peer of the same API.
     Bench(bench::Options),
     /// Hold the binaries against a folder of recorded answers.
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test => test::run(),
         Task::Integration { filters } => integration::run(&filters),
         Task::Simulate(options) => simulate::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Vectors(options) => vectors::run(&options),
         Task::Layers => layers::check(),

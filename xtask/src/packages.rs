@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 
 use crate::shell;
 
-/// A program, and the Debian package that has it.
+/// A program, in `PATH` or at a path, and the Debian package that has it.
 type Need = (&'static str, &'static str);
 
 /// What the quick start and every build need.
@@ -21,6 +21,10 @@ pub(crate) const TESTS: &[Need] = &[
     ("tar", "tar"),
     ("gzip", "gzip"),
     ("zstd", "zstd"),
+    ("ip", "iproute2"),
+    ("newuidmap", "uidmap"),
+    ("iptables", "iptables"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
 ];
 
 /// Makes sure that every program is in `PATH`, installing with apt as root, or says exactly what to install.

@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// Arguments that make cargo build the programs, with the features that a plain `cargo build` in this workspace gives.
-pub(crate) const PROGRAMS: [&str; 6] = ["--bin", "buildkitd", "--bin", "buildctl", "--bin", "kiln"];
+pub(crate) const PROGRAMS: [&str; 8] =
+    ["--bin", "buildkitd", "--bin", "buildctl", "--bin", "kiln", "--bin", "dockerfile-frontend"];
 
 /// Builds the programs into `target/release`.
 pub(crate) fn build_release() -> Result<()> {

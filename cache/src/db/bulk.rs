@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::Connection;
 
-use super::rows::{COLUMNS, RecordRow, blob, read};
+use super::rows::{COLUMNS, RecordRow, blob, read, seq_of};
 use crate::{RecordId, Result};
 
 /// The record of this id and everything below it.
@@ -12,6 +12,25 @@ const CHAIN: &str = "WITH RECURSIVE up (seq) AS (SELECT seq FROM records WHERE i
     UNION SELECT p.parent FROM parents p JOIN up ON p.record = up.seq)";
 /// Every record.
 const ALL: &str = "WITH up (seq) AS (SELECT seq FROM records WHERE ?1 IS NULL)";
+
+/// Some of the records after a number.
+const PAGE: &str =
+    "WITH up (seq) AS (SELECT seq FROM records WHERE seq > CAST(?1 AS INTEGER) ORDER BY seq LIMIT 256)";
+
+/// The next records after `seq`, oldest first, and the number of the last one; none when there are no more.
+pub(crate) fn page(connection: &Connection, seq: i64) -> Result<Option<(i64, Vec<RecordRow>)>> {
+    let rows = select(connection, PAGE, Some(&seq.to_string()))?;
+    let Some(last) = rows.last() else { return Ok(None) };
+    Ok(seq_of(connection, &last.id)?.map(|seq| (seq, rows)))
+}
+
+/// The records of these numbers, which are a list in JSON.
+const LISTED: &str = "WITH up (seq) AS (SELECT value FROM json_each(?1))";
+
+/// The records of these numbers that are there, oldest first.
+pub(crate) fn listed(connection: &Connection, seqs: &[i64]) -> Result<Vec<RecordRow>> {
+    select(connection, LISTED, Some(&format!("{seqs:?}")))
+}
 
 /// A record and everything below it; empty when it is not there.
 pub(crate) fn chain(connection: &Connection, id: &RecordId) -> Result<HashMap<RecordId, RecordRow>> {
@@ -34,6 +53,9 @@ fn select(connection: &Connection, with: &str, id: Option<&str>) -> Result<Vec<R
         places.insert(seq, found.len());
         found.push(record);
     }
+    // Which ones these are is found out once.
+    let listed = format!("{:?}", places.keys().collect::<Vec<_>>());
+    let (with, id) = if with == ALL { (ALL, None) } else { (LISTED, Some(listed.as_str())) };
     let sql = format!(
         "{with} SELECT p.record, p.position, p.parent FROM up CROSS JOIN parents p ON p.record = up.seq
              ORDER BY p.record, p.position"

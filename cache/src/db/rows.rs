@@ -1,7 +1,6 @@
 //! Records as rows.
 
 use std::{
-    collections::HashSet,
     str::FromStr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -87,8 +86,8 @@ pub(crate) fn insert(transaction: &Transaction<'_>, row: &RecordRow) -> Result<(
     let inserted = transaction
         .prepare_cached(
             "INSERT INTO records (id, kind, mutable, dirty, snapshot, size, inodes, description, record_type, retain,
-                 created_at, last_used_at, usage_count, changed)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
+                 created_at, last_used_at, usage_count, length, changed)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
                  (SELECT value FROM meta WHERE key = 'epoch')) ON CONFLICT (id) DO NOTHING",
         )?
         .execute(params![
@@ -105,6 +104,7 @@ pub(crate) fn insert(transaction: &Transaction<'_>, row: &RecordRow) -> Result<(
             nanos(row.created_at),
             row.last_used_at.map(nanos),
             row.usage_count,
+            row.usage.map(|usage| stored(usage.length)),
         ])?;
     if inserted == 0 {
         return Ok(());
@@ -169,7 +169,7 @@ pub(crate) fn seq_of(connection: &Connection, id: &RecordId) -> Result<Option<i6
 }
 
 pub(super) const COLUMNS: &str = "seq, id, kind, mutable, dirty, snapshot, size, inodes, description, record_type, retain, \
-                       created_at, last_used_at, usage_count";
+                       created_at, last_used_at, usage_count, length";
 
 /// A record by its id.
 pub(crate) fn load(connection: &Connection, id: &RecordId) -> Result<Option<RecordRow>> {
@@ -199,12 +199,10 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, RecordRow)> {
             SnapshotId::from_str(&text).map_err(|error| Error::damaged(id.as_str(), error.to_string()))
         })
         .transpose()?;
-    let usage = match (row.get::<_, Option<i64>>(6)?, row.get::<_, Option<i64>>(7)?) {
-        (Some(bytes), inodes) => Some(Usage {
-            bytes: bytes.max(0).unsigned_abs(),
-            inodes: inodes.unwrap_or(0).max(0).unsigned_abs(),
-        }),
-        (None, _) => None,
+    let number = |at: usize| Ok::<_, Error>(row.get::<_, Option<i64>>(at)?.map(|n| n.max(0).unsigned_abs()));
+    let usage = match (number(6)?, number(7)?, number(14)?) {
+        (Some(bytes), Some(inodes), Some(length)) => Some(Usage { bytes, inodes, length }),
+        _ => None,
     };
     let record = RecordRow {
         id: id.parse()?,
@@ -357,6 +355,25 @@ pub(crate) fn blob_is_named(connection: &Connection, digest: &Digest) -> Result<
         .query_row(params![digest.to_string(), nanos(SystemTime::now())], |row| row.get(0))?)
 }
 
+/// Whether only one row wants this blob.
+pub(crate) fn blob_is_of_one(connection: &Connection, digest: &Digest) -> Result<bool> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT (SELECT count(*) FROM layer_blobs WHERE digest = ?1) <= 1
+                 AND NOT EXISTS (SELECT 1 FROM blob_leases WHERE digest = ?1 AND (expires IS NULL OR expires > ?2))",
+        )?
+        .query_row(params![digest.to_string(), nanos(SystemTime::now())], |row| row.get(0))?)
+}
+
+/// The size that a blob should have, if it is a layer.
+pub(crate) fn blob_size(connection: &Connection, digest: &Digest) -> Result<Option<u64>> {
+    let size: Option<i64> = connection
+        .prepare_cached("SELECT size FROM layer_blobs WHERE digest = ?1 LIMIT 1")?
+        .query_row([digest.to_string()], |row| row.get(0))
+        .optional()?;
+    Ok(size.map(|size| size.max(0).unsigned_abs()))
+}
+
 /// Records directly above `id`.
 pub(crate) fn children(connection: &Connection, id: &RecordId) -> Result<Vec<RecordId>> {
     let mut statement = connection.prepare_cached(
@@ -382,7 +399,7 @@ pub(crate) fn set_snapshot(
 ) -> Result<()> {
     transaction
         .prepare_cached(
-            "UPDATE records SET snapshot = ?2, size = ?3, inodes = ?4,
+            "UPDATE records SET snapshot = ?2, size = ?3, inodes = ?4, length = ?5,
                  changed = (SELECT value FROM meta WHERE key = 'epoch') WHERE id = ?1",
         )?
         .execute(params![
@@ -390,6 +407,7 @@ pub(crate) fn set_snapshot(
             snapshot.map(SnapshotId::as_str),
             usage.map(|usage| stored(usage.bytes)),
             usage.map(|usage| stored(usage.inodes)),
+            usage.map(|usage| stored(usage.length)),
         ])?;
     Ok(())
 }
@@ -444,10 +462,15 @@ pub(crate) fn touch(
 pub(crate) fn measure(transaction: &Transaction<'_>, id: &RecordId, usage: Option<Usage>) -> Result<()> {
     transaction
         .prepare_cached(
-            "UPDATE records SET size = ?2, inodes = ?3, changed = (SELECT value FROM meta WHERE key = 'epoch')
+            "UPDATE records SET size = ?2, inodes = ?3, length = ?4, changed = (SELECT value FROM meta WHERE key = 'epoch')
              WHERE id = ?1",
         )?
-        .execute(params![id.as_str(), usage.map(|u| stored(u.bytes)), usage.map(|u| stored(u.inodes))])?;
+        .execute(params![
+            id.as_str(),
+            usage.map(|u| stored(u.bytes)),
+            usage.map(|u| stored(u.inodes)),
+            usage.map(|u| stored(u.length)),
+        ])?;
     Ok(())
 }
 
@@ -459,33 +482,18 @@ pub(crate) fn unsynced(connection: &Connection) -> Result<Vec<RecordId>> {
     ids(statement.query([])?)
 }
 
+/// All received contexts that can still change.
+pub(crate) fn contexts(connection: &Connection) -> Result<Vec<RecordId>> {
+    let mut statement = connection.prepare(
+        "SELECT id FROM records WHERE mutable = 1 AND record_type <> 'exec.cachemount' ORDER BY seq",
+    )?;
+    ids(statement.query([])?)
+}
+
 /// Received contexts that were being written when the daemon ended.
 pub(crate) fn cut_off(connection: &Connection) -> Result<Vec<RecordId>> {
     let mut statement = connection.prepare(
         "SELECT id FROM records WHERE mutable = 1 AND dirty = 1 AND record_type <> 'exec.cachemount' ORDER BY seq",
     )?;
     ids(statement.query([])?)
-}
-
-/// Every snapshot that a row names.
-pub(crate) fn all_snapshots(connection: &Connection) -> Result<HashSet<SnapshotId>> {
-    let mut statement = connection.prepare("SELECT snapshot FROM records WHERE snapshot IS NOT NULL")?;
-    let mut rows = statement.query([])?;
-    let mut all = HashSet::new();
-    while let Some(row) = rows.next()? {
-        all.extend(SnapshotId::from_str(&row.get::<_, String>(0)?));
-    }
-    Ok(all)
-}
-
-/// Every blob that a row names.
-pub(crate) fn all_blobs(connection: &Connection) -> Result<HashSet<Digest>> {
-    let mut statement =
-        connection.prepare("SELECT digest FROM layer_blobs UNION SELECT digest FROM blob_leases WHERE expires IS NULL OR expires > ?1")?;
-    let mut rows = statement.query([nanos(SystemTime::now())])?;
-    let mut all = HashSet::new();
-    while let Some(row) = rows.next()? {
-        all.extend(Digest::from_str(&row.get::<_, String>(0)?));
-    }
-    Ok(all)
 }

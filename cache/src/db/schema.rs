@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::{Error, Result};
 
 /// Step `i` takes a database of version `i` to version `i + 1`. Released steps never change.
-const MIGRATIONS: &[&str] = &[V1];
+const MIGRATIONS: &[&str] = &[V1, V2, V3];
 
 const V1: &str = "
 -- Small facts: boot id, clean shutdown, checkpoint, and what other parts of the engine keep by name.
@@ -160,6 +160,48 @@ CREATE TABLE blob_leases (
 CREATE INDEX blob_leases_by_digest ON blob_leases (digest);
 ";
 
+const V2: &str = "
+-- Sum of the lengths of a snapshot's files: tells whether all of it is there. NULL when not measured.
+ALTER TABLE records ADD COLUMN length INTEGER;
+
+-- What was being written when the daemon ended, so that the next start need not look at every record.
+CREATE INDEX records_in_writing ON records (seq) WHERE mutable = 1 AND dirty = 1;
+
+-- For the collector: the least used first, or those of some types.
+CREATE INDEX records_by_use ON records (coalesce(last_used_at, 0));
+CREATE INDEX records_by_type ON records (record_type) WHERE record_type <> 'regular';
+
+-- The ledger: what the snapshots of all records take.
+INSERT INTO meta (key, value) SELECT 'bytes', coalesce(sum(size), 0) FROM records;
+INSERT INTO meta (key, value) SELECT 'inodes', coalesce(sum(inodes), 0) FROM records;
+CREATE TRIGGER ledger_add AFTER INSERT ON records WHEN new.size IS NOT NULL BEGIN
+    UPDATE meta SET value = value + new.size WHERE key = 'bytes';
+    UPDATE meta SET value = value + coalesce(new.inodes, 0) WHERE key = 'inodes';
+END;
+CREATE TRIGGER ledger_change AFTER UPDATE OF size, inodes ON records BEGIN
+    UPDATE meta SET value = value + coalesce(new.size, 0) - coalesce(old.size, 0) WHERE key = 'bytes';
+    UPDATE meta SET value = value + coalesce(new.inodes, 0) - coalesce(old.inodes, 0) WHERE key = 'inodes';
+END;
+CREATE TRIGGER ledger_remove AFTER DELETE ON records WHEN old.size IS NOT NULL BEGIN
+    UPDATE meta SET value = value - old.size WHERE key = 'bytes';
+    UPDATE meta SET value = value - coalesce(old.inodes, 0) WHERE key = 'inodes';
+END;
+";
+
+const V3: &str = "
+-- Builds that have ended. body is its writer's; blobs of a build are leased by `build ` and its id.
+CREATE TABLE builds (
+    id TEXT PRIMARY KEY,
+    created_at INTEGER NOT NULL,
+    completed_at INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    pinned INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX builds_by_start ON builds (created_at);
+CREATE INDEX builds_by_end ON builds (completed_at) WHERE pinned = 0;
+";
+
 /// Brings the database to the newest version; refuses one from the future.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
@@ -175,6 +217,16 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
         transaction.pragma_update(None, "user_version", known)?;
     }
     transaction.commit()?;
+    Ok(())
+}
+
+/// Looks at the top of every table, so that a damaged one shows at the start.
+pub(super) fn touch(connection: &Connection) -> Result<()> {
+    let mut statement = connection.prepare("SELECT name FROM sqlite_master WHERE type = 'table'")?;
+    let tables: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    for table in tables {
+        connection.query_row(&format!("SELECT EXISTS (SELECT 1 FROM \"{table}\")"), [], |_| Ok(()))?;
+    }
     Ok(())
 }
 

@@ -8,7 +8,8 @@ use std::{
 };
 
 use kiln_cache::{
-    BlobProvider, BoxError, CacheManager, CacheOptions, LayerBlob, NoProvider, RecordOptions, RecordType, Ref,
+    BlobProvider, BoxError, CacheManager, CacheOptions, CheckOptions, LayerBlob, NoProvider, RecordOptions,
+    RecordType, Ref,
 };
 use kiln_content::{ContentStore, ContentStoreExt, Descriptor, LocalStore, layer};
 use kiln_digest::Digest;
@@ -29,13 +30,16 @@ impl Fixture {
     }
 
     pub(crate) async fn open(dir: tempfile::TempDir) -> Self {
-        let snapshots: Arc<dyn Snapshotter> =
-            Arc::new(OverlaySnapshotter::open(dir.path().join("snapshots")).unwrap());
-        let content: Arc<dyn ContentStore> = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
+        Self::open_with(dir, |_| ()).await
+    }
+
+    pub(crate) async fn open_with(dir: tempfile::TempDir, change: impl FnOnce(&mut CacheOptions)) -> Self {
+        let (snapshots, content) = stores(dir.path());
         let mut options =
             CacheOptions::new(dir.path().join("kiln"), Arc::clone(&snapshots), Arc::clone(&content));
         // What is synced when is up to the test.
         options.checkpoint = std::time::Duration::from_secs(3600);
+        change(&mut options);
         let cache = CacheManager::open(options).await.unwrap();
         Self { dir, cache, content, snapshots }
     }
@@ -50,6 +54,16 @@ impl Fixture {
         let Self { dir, cache, content, snapshots } = self;
         drop((cache, content, snapshots));
         Self::open(dir).await
+    }
+
+    /// The files of a layer, as they lie in the store.
+    pub(crate) fn directory(&self, layer: &Ref) -> PathBuf {
+        let snapshot = layer.layers().pop().unwrap().snapshot.unwrap();
+        self.dir.path().join("snapshots/committed").join(snapshot.as_str()).join("fs")
+    }
+
+    pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.dir.path().join("content/blobs/sha256").join(digest.hex())
     }
 
     pub(crate) fn database(&self) -> PathBuf {
@@ -80,6 +94,28 @@ impl Fixture {
     pub(crate) async fn snapshot_count(&self) -> usize {
         self.snapshots.list().await.unwrap().len()
     }
+}
+
+pub(crate) fn stores(dir: &Path) -> (Arc<dyn Snapshotter>, Arc<dyn ContentStore>) {
+    (
+        Arc::new(OverlaySnapshotter::open(dir.join("snapshots")).unwrap()),
+        Arc::new(LocalStore::open(dir.join("content")).unwrap()),
+    )
+}
+
+/// What a check finds: fault, and whether it was mended.
+pub(crate) async fn check(cache: &CacheManager, options: CheckOptions) -> Vec<String> {
+    let (tell, mut told) = tokio::sync::mpsc::channel::<kiln_cache::Finding>(1);
+    let collect = async {
+        let mut all = Vec::new();
+        while let Some(found) = told.recv().await {
+            all.push(format!("{}{}", found.fault, if found.mended { " mended" } else { "" }));
+        }
+        all
+    };
+    let (summary, all) = tokio::join!(cache.check(options, tell), collect);
+    assert_eq!(summary.unwrap().findings, all.len() as u64);
+    all
 }
 
 pub(crate) fn digest(op: &str) -> KeyDigest {

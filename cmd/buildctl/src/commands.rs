@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connection::Connection;
 use crate::flags::{Flag, Kind, Parsed};
-use crate::{VERSION, build, cache, debug, dial, help};
+use crate::{VERSION, build, cache, check, debug, dial, help, monitor};
 
 /// A command.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,8 @@ pub(crate) enum Action {
     DumpLlb,
     Workers,
     Info,
+    Check,
+    Monitor,
     Logs,
     Control,
     Get,
@@ -137,9 +139,19 @@ pub(crate) const DEBUG_COMMANDS: &[Command] = &[
     Command::new("workers", "list workers", Action::Workers, &[FILTER, VERBOSE, FORMAT]),
     Command::new("info", "print the daemon's version", Action::Info, &[FORMAT]),
     Command::new(
+        "fsck",
+        "compare the daemon's catalogue with its stores",
+        Action::Check,
+        &[
+            Flag::new("repair", Kind::Bool, "make what is damaged a miss, remove what nobody wants"),
+            Flag::new("digests", Kind::Bool, "read every blob and compare its digest"),
+            FORMAT,
+        ],
+    ),
+    Command::new(
         "monitor",
         "follow builds",
-        Action::NotYet,
+        Action::Monitor,
         &[
             Flag::new("completed", Kind::Bool, "also builds that have ended"),
             Flag::new("ref", Kind::Text, "only this build"),
@@ -305,6 +317,8 @@ pub(crate) async fn run(invocation: &Invocation, stop: &CancellationToken) -> Re
                     Action::DialStdio => dial::run(&connection).await,
                     Action::Workers => debug::workers(&connection, parsed).await,
                     Action::Info => debug::info(&connection, parsed).await,
+                    Action::Check => check::run(&connection, parsed).await,
+                    Action::Monitor => monitor::run(&connection, parsed).await,
                     Action::Control => debug::control(&connection, parsed).await,
                     Action::Get => debug::get(&connection, parsed).await,
                     Action::Histories => debug::histories(&connection, parsed).await,

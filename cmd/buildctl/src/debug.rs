@@ -9,6 +9,7 @@ use kiln_client::Client;
 use kiln_client::api::content::ReadContentRequest;
 use kiln_client::api::content::content_client::ContentClient;
 use kiln_client::api::control::{BuildHistoryEvent, BuildHistoryRequest, UpdateBuildHistoryRequest};
+use kiln_client::api::kiln::Losses;
 use kiln_client::api::types::{BuildkitVersion, WorkerRecord};
 use kiln_progress::{Display, Mode};
 use serde::Serialize;
@@ -234,7 +235,8 @@ impl<'a> VersionJson<'a> {
 pub(crate) async fn info(connection: &Connection<'_>, parsed: &Parsed) -> Result<()> {
     let format = Format::parse(parsed.text("format").unwrap_or_default())?;
     let client = connection.open(INFO).await?;
-    let version = client.info().await.map_err(|source| Error::Client { context: INFO, source })?;
+    let info = client.all_info().await.map_err(|source| Error::Client { context: INFO, source })?;
+    let version = info.buildkit_version.unwrap_or_default();
     if let Some(format) = format {
         let version = VersionJson::of(Some(&version));
         return print(&format.line(&BTreeMap::from([("buildkitVersion", version)]))?);
@@ -242,6 +244,10 @@ pub(crate) async fn info(connection: &Connection<'_>, parsed: &Parsed) -> Result
     let mut out = format!("BuildKit:   {}\n", version_text(&version));
     if !version.dockerfile_version.is_empty() {
         out.push_str(&format!("Dockerfile: {}\n", version.dockerfile_version));
+    }
+    if let Some(losses) = info.losses.filter(|losses| *losses != Losses::default()) {
+        let Losses { snapshots, blobs, records } = losses;
+        out.push_str(&format!("Lost:       {snapshots} snapshots, {blobs} blobs, {records} records\n"));
     }
     print(&out)
 }

@@ -3,12 +3,14 @@
 
 mod build;
 mod cache;
+mod check;
 mod commands;
 mod connection;
 mod debug;
 mod dial;
 mod flags;
 mod help;
+mod monitor;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Directory of the daemon's state.
     #[arg(long)]
     pub(crate) root: Option<PathBuf>,
+    /// Compare the catalogue with the stores, print what is found, and end; `repair` also mends it.
+    #[arg(long, value_name = "look|repair", num_args = 0..=1, require_equals = true, default_missing_value = "look", value_parser = ["look", "repair"])]
+    pub(crate) fsck: Option<String>,
     /// Listening address (repeatable): unix://PATH, tcp://HOST:PORT or fd://.
     #[arg(long)]
     pub(crate) addr: Vec<String>,
@@ -82,7 +85,7 @@ pub(crate) struct Args {
     /// Platform of the worker (repeatable).
     #[arg(long)]
     pub(crate) oci_worker_platform: Vec<String>,
-    /// Network of steps: auto, bridge, cni or host.
+    /// Network of steps: auto, bridge, cni, host or none.
     #[arg(long)]
     pub(crate) oci_worker_net: Option<String>,
     /// CNI configuration file.
@@ -201,15 +204,10 @@ impl Args {
         let table: &[(bool, &'static str)] = &[
             (self.proxy_network == Some(true), "--proxy-network"),
             (self.otel_socket_path.is_some(), "--otel-socket-path"),
-            (self.cdi_disabled == Some(false), "--cdi-disabled=false"),
-            (!self.cdi_spec_dir.is_empty(), "--cdi-spec-dir"),
             (self.save_cache_debug == Some(true), "--save-cache-debug"),
             (self.debugaddr.is_some(), "--debugaddr"),
             (self.oci_worker_selinux == Some(true), "--oci-worker-selinux"),
             (self.oci_worker_apparmor_profile.is_some(), "--oci-worker-apparmor-profile"),
-            (self.oci_cni_config_path.is_some(), "--oci-cni-config-path"),
-            (self.oci_cni_binary_dir.is_some(), "--oci-cni-binary-dir"),
-            (self.oci_cni_pool_size.is_some(), "--oci-cni-pool-size"),
             (c.containerd_worker_addr.is_some(), "--containerd-worker-addr"),
             (c.containerd_worker_namespace.is_some(), "--containerd-worker-namespace"),
             (c.containerd_worker_runtime.is_some(), "--containerd-worker-runtime"),

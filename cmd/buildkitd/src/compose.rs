@@ -1,22 +1,20 @@
 //! The daemon put together: stores, catalogue, runtime, engine, services.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use kiln_cache::{CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions};
+use kiln_cache::{BuildRetention, CacheManager, CacheOptions, Disk, GcPolicy, PruneOptions, Room};
 use kiln_content::LocalStore;
-use kiln_control::{Control, ControlOptions, Version};
-use kiln_engine::{BuildLimits, Engine, Worker};
-use kiln_executor::{DnsConfig, WorkerNetwork};
-use kiln_frontend::Frontend;
+use kiln_control::{Control, ControlOptions, FrontendServer, Version};
+use kiln_engine::{BuildLimits, Engine, FrontendImages, Frontends, Worker};
+use kiln_executor::{Devices, DnsConfig, NoDevices};
 use kiln_frontend_dockerfile::DockerfileFrontend;
-use kiln_llb::pb;
-use kiln_registry::{Config, HostConfig, KeyPair, Registry};
+use kiln_registry::{Config, HostConfig, KeyPair, Reference, Registry};
 use kiln_session::Sessions;
-use kiln_snapshot::OverlaySnapshotter;
+use kiln_snapshot::{NativeSnapshotter, OverlaySnapshotter, Snapshotter};
 use kiln_solver::SolverOptions;
 use kiln_source::git::{Git, GitOptions};
 use kiln_source::http::{Http, HttpOptions};
@@ -28,14 +26,22 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::listen::{self, Listener, Socket};
+use crate::networks::networks;
 use crate::notify::notify;
-use crate::settings::{NetworkMode, Settings};
+use crate::platforms::platforms;
+use crate::settings::{Settings, SnapshotterChoice};
+use crate::units::DiskSpace;
 use crate::{PACKAGE, VERSION, config, signals};
 
 /// Version of the Dockerfile language that the built-in frontend speaks.
 const DOCKERFILE_VERSION: &str = "1.26.0";
+/// How long after the start the garbage collector looks for the first time.
+const GC_FIRST: Duration = Duration::from_secs(1);
 /// How often the garbage collector looks whether there is too much.
 const GC_INTERVAL: Duration = Duration::from_secs(60);
+/// What stays free of a large disk, unless the configuration says; of a small one two in a hundred bytes and one in a
+/// hundred inodes do.
+const FLOOR: Room = Room { bytes: 1 << 30, inodes: 10_000 };
 /// How long open calls may take to end once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -53,7 +59,12 @@ pub(crate) async fn serve(settings: Settings) -> Result<()> {
         tracing::info!("running server on {}", listener.name());
         servers.spawn(serve_one(listener, parts.control.clone(), settings.tls.clone(), stop.clone()));
     }
-    tasks.spawn(keep_house(parts.engine.clone(), parts.policies.clone(), stop.clone()));
+    tasks.spawn(keep_house(
+        parts.control.clone(),
+        parts.engine.clone(),
+        parts.policies.clone(),
+        stop.clone(),
+    ));
     notify("READY=1");
 
     let mut outcome = Ok(());
@@ -66,6 +77,7 @@ pub(crate) async fn serve(settings: Settings) -> Result<()> {
     }
     notify("STOPPING=1");
     parts.engine.close().await;
+    parts.control.end_listening();
     parts.sessions.shutdown().await;
     let drained = tokio::time::timeout(DRAIN, async {
         while let Some(ended) = servers.join_next().await {
@@ -100,22 +112,19 @@ impl Parts {
         let scratch = state.join("scratch");
         std::fs::create_dir_all(&scratch)
             .with_context(|| format!("failed to make `{}`", scratch.display()))?;
-        let snapshotter = Arc::new(OverlaySnapshotter::open(state.join("snapshots"))?);
-        let content = Arc::new(LocalStore::open(state.join("content"))?);
-        let cache = CacheManager::open(CacheOptions::new(&state, snapshotter, content.clone()))
-            .await
-            .context("failed to open the catalogue")?;
+        let Stores { cache, content, snapshotter } = open_cache(settings, &state).await?;
         let executor = open_executor(settings, &state).await?;
         let sessions = Sessions::new();
         let registry = Registry::new(registry_config(settings)?);
         let id = worker_id(&state)?;
         let worker = Worker {
             id,
-            labels: labels(settings, &executor),
-            platforms: platforms(settings)?,
+            labels: labels(settings, snapshotter, &executor),
+            platforms: platforms(&settings.platforms)?,
             cache: cache.clone(),
             content,
             executor: Arc::new(executor.clone()),
+            devices: devices(settings),
             registry,
             http: Http::new(cache.clone(), http_options()),
             git: Git::new(cache.clone(), GitOptions::new(&scratch)),
@@ -131,14 +140,18 @@ impl Parts {
         limits.step = settings.limits.step;
         limits.silence = settings.limits.silence;
         limits.build = settings.limits.build;
-        let engine = Engine::limited(worker, options, frontends(settings), limits);
         let version = Version {
             package: PACKAGE.to_owned(),
             version: VERSION.to_owned(),
             revision: "kiln".to_owned(),
             dockerfile_version: DOCKERFILE_VERSION.to_owned(),
         };
-        let control = Control::new(engine.clone(), ControlOptions { version, gc_policies: policies.clone() });
+        let engine = Engine::limited(worker, options, frontends(settings, &version)?, limits);
+        let retention = settings
+            .history
+            .map_or_else(BuildRetention::default, |(age, count)| BuildRetention { age, count });
+        let options = ControlOptions { version, gc_policies: policies.clone(), retention };
+        let control = Control::new(engine.clone(), options);
         Ok(Self { engine, control, cache, sessions, executor, policies })
     }
 }
@@ -149,38 +162,99 @@ fn http_options() -> HttpOptions {
     options
 }
 
+/// The catalogue, and its stores.
+pub(crate) struct Stores {
+    pub(crate) cache: CacheManager,
+    content: Arc<LocalStore>,
+    snapshotter: &'static str,
+}
+
+/// Opens the catalogue and its stores below `state`.
+pub(crate) async fn open_cache(settings: &Settings, state: &Path) -> Result<Stores> {
+    let snapshotter = open_snapshotter(settings.snapshotter, &state.join("snapshots"))?;
+    let content = Arc::new(LocalStore::open(state.join("content"))?);
+    let name = snapshotter.name();
+    let mut options = CacheOptions::new(state, snapshotter, content.clone());
+    options.floor = floor(settings)?;
+    let cache = CacheManager::open(options).await.context("failed to open the catalogue")?;
+    Ok(Stores { cache, content, snapshotter: name })
+}
+
+/// Opens the snapshots; which way they are stacked is found out where it was not said.
+fn open_snapshotter(choice: SnapshotterChoice, dir: &Path) -> Result<Arc<dyn Snapshotter>> {
+    std::fs::create_dir_all(dir).with_context(|| format!("failed to make `{}`", dir.display()))?;
+    let native = match choice {
+        SnapshotterChoice::Native => true,
+        SnapshotterChoice::Overlayfs => false,
+        SnapshotterChoice::Auto => match OverlaySnapshotter::works_at(dir) {
+            Ok(()) => false,
+            Err(error) => {
+                tracing::warn!(%error, "overlayfs cannot be used here: the snapshotter is `native`");
+                true
+            }
+        },
+    };
+    Ok(match native {
+        true => Arc::new(NativeSnapshotter::open(dir)?),
+        false => Arc::new(OverlaySnapshotter::open(dir)?),
+    })
+}
+
 async fn open_executor(settings: &Settings, state: &Path) -> Result<RuncExecutor> {
     let mut options = RuncOptions::new(state.join("executor"));
     options.binary.clone_from(&settings.runtime);
-    options.network = match settings.network {
-        NetworkMode::Auto => WorkerNetwork::Auto,
-        NetworkMode::Host => WorkerNetwork::Host,
-    };
+    options.rootless = settings.rootless;
     options.cgroup_parent.clone_from(&settings.cgroup_parent);
     let dns = settings.dns.clone().unwrap_or_default();
     options.dns =
         DnsConfig { nameservers: dns.nameservers, options: dns.options, search_domains: dns.search_domains };
+    let (network, state) = (settings.network.clone(), state.join("net").join("cni"));
     // Looks for leftovers of a killed daemon, which may mean unmounting.
-    tokio::task::spawn_blocking(move || RuncExecutor::open(options)).await?.context("no worker found")
+    let opening = move || {
+        options.networks = networks(network, state)?;
+        RuncExecutor::open(options).context("no worker found")
+    };
+    tokio::task::spawn_blocking(opening).await?
 }
 
-fn frontends(settings: &Settings) -> BTreeMap<String, Arc<dyn Frontend>> {
-    let mut frontends: BTreeMap<String, Arc<dyn Frontend>> = BTreeMap::new();
+fn devices(settings: &Settings) -> Arc<dyn Devices> {
+    match &settings.devices {
+        Some(devices) => {
+            Arc::new(kiln_cdi::Registry::new(devices.dirs.clone(), devices.auto_allowed.clone()))
+        }
+        None => Arc::new(NoDevices),
+    }
+}
+
+fn frontends(settings: &Settings, version: &Version) -> Result<Frontends> {
+    let mut frontends = Frontends::default();
     if settings.dockerfile_frontend {
-        frontends.insert(kiln_frontend_dockerfile::NAME.to_owned(), Arc::new(DockerfileFrontend));
+        frontends.builtin.insert(kiln_frontend_dockerfile::NAME.to_owned(), Arc::new(DockerfileFrontend));
     }
-    if !settings.gateway_frontend {
-        tracing::debug!("the gateway frontend is off");
+    if settings.gateway_frontend {
+        let server = FrontendServer { version: version.clone() };
+        let mut images = FrontendImages::new(Arc::new(server), Arc::new(DockerfileFrontend));
+        images.allowed = settings
+            .allowed_frontends
+            .iter()
+            .map(|text| {
+                let parsed = Reference::parse(text);
+                let parsed =
+                    parsed.with_context(|| format!("invalid repository in allowedRepositories: `{text}`"));
+                parsed.map(|reference| reference.name())
+            })
+            .collect::<Result<BTreeSet<_>>>()?;
+        frontends.images = Some(images);
     }
-    frontends
+    Ok(frontends)
 }
 
-fn labels(settings: &Settings, executor: &RuncExecutor) -> BTreeMap<String, String> {
+fn labels(settings: &Settings, snapshotter: &str, executor: &RuncExecutor) -> BTreeMap<String, String> {
     const PREFIX: &str = "org.mobyproject.buildkit.worker.";
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let own = [
         ("executor", "oci".to_owned()),
-        ("snapshotter", "overlayfs".to_owned()),
+        ("snapshotter", snapshotter.to_owned()),
         ("hostname", hostname),
         ("network", executor.network().to_owned()),
         ("oci.process-mode", "sandbox".to_owned()),
@@ -190,39 +264,6 @@ fn labels(settings: &Settings, executor: &RuncExecutor) -> BTreeMap<String, Stri
         own.into_iter().map(|(k, v)| (format!("{PREFIX}{k}"), v)).collect();
     labels.extend(settings.worker_labels.clone());
     labels
-}
-
-fn platforms(settings: &Settings) -> Result<Vec<pb::Platform>> {
-    let host = kiln_llb::platform::host();
-    if settings.platforms.is_empty() {
-        return Ok(vec![host]);
-    }
-    settings
-        .platforms
-        .iter()
-        .map(|text| platform(text, &host).with_context(|| format!("invalid platform `{text}`")))
-        .collect()
-}
-
-/// `OS/ARCH[/VARIANT]`, or an architecture alone.
-fn platform(text: &str, host: &pb::Platform) -> Option<pb::Platform> {
-    let parts: Vec<&str> = text.split('/').collect();
-    let (os, architecture, variant) = match parts.as_slice() {
-        [architecture] => (host.os.as_str(), *architecture, ""),
-        [os, architecture] => (*os, *architecture, ""),
-        [os, architecture, variant] => (*os, *architecture, *variant),
-        _ => return None,
-    };
-    if os.is_empty() || architecture.is_empty() {
-        return None;
-    }
-    let wanted = pb::Platform {
-        os: os.to_owned(),
-        architecture: architecture.to_owned(),
-        variant: variant.to_owned(),
-        ..pb::Platform::default()
-    };
-    Some(kiln_llb::platform::normalize(&wanted, host))
 }
 
 fn registry_config(settings: &Settings) -> Result<Config> {
@@ -252,6 +293,20 @@ fn registry_config(settings: &Settings) -> Result<Config> {
     Ok(config)
 }
 
+/// What of the disk stays free whatever is built.
+fn floor(settings: &Settings) -> Result<Room> {
+    let disk = rustix::fs::statvfs(&settings.root)
+        .with_context(|| format!("failed to look at the disk of `{}`", settings.root.display()))?;
+    let whole = Room { bytes: disk.f_blocks.saturating_mul(disk.f_frsize), inodes: disk.f_files };
+    let of = |space: DiskSpace, all: u64| u64::try_from(space.bytes(all)).unwrap_or(0);
+    let bytes = settings.hard_min_free_space.map(|space| of(space, whole.bytes));
+    let inodes = settings.hard_min_free_inodes.map(|space| of(space, whole.inodes));
+    Ok(Room {
+        bytes: bytes.unwrap_or((whole.bytes / 50).min(FLOOR.bytes)),
+        inodes: inodes.unwrap_or((whole.inodes / 100).min(FLOOR.inodes)),
+    })
+}
+
 fn policies(settings: &Settings) -> Vec<GcPolicy> {
     if !settings.gc {
         return Vec::new();
@@ -262,7 +317,7 @@ fn policies(settings: &Settings) -> Vec<GcPolicy> {
     });
     let size = disk.map_or(0, |d| u64::try_from(d.total).unwrap_or(0));
     if settings.gc_policies.is_empty() {
-        let bytes = |space: Option<crate::units::DiskSpace>| space.map(|s| s.bytes(size));
+        let bytes = |space: Option<DiskSpace>| space.map(|s| s.bytes(size));
         let limits = settings.gc_limits;
         let limits = kiln_cache::GcLimits {
             reserved_space: bytes(limits.reserved),
@@ -275,7 +330,7 @@ fn policies(settings: &Settings) -> Vec<GcPolicy> {
 }
 
 fn configured(policy: &config::GcPolicy, size: u64) -> GcPolicy {
-    let bytes = |space: Option<crate::units::DiskSpace>| space.map_or(0, |s| s.bytes(size));
+    let bytes = |space: Option<DiskSpace>| space.map_or(0, |s| s.bytes(size));
     GcPolicy(PruneOptions {
         filters: policy.filters.clone(),
         all: policy.all,
@@ -287,13 +342,17 @@ fn configured(policy: &config::GcPolicy, size: u64) -> GcPolicy {
 }
 
 /// Collects garbage, if there are policies, and forgets what is kept for a while only.
-async fn keep_house(engine: Engine, policies: Vec<GcPolicy>, stop: CancellationToken) {
+async fn keep_house(control: Control, engine: Engine, policies: Vec<GcPolicy>, stop: CancellationToken) {
+    let mut pause = GC_FIRST;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(GC_INTERVAL) => {}
+            () = tokio::time::sleep(std::mem::replace(&mut pause, GC_INTERVAL)) => {}
             () = stop.cancelled() => return,
         }
         engine.expire();
+        if let Err(error) = control.expire_history().await {
+            tracing::warn!(%error, "old records of builds could not be removed");
+        }
         if policies.is_empty() {
             continue;
         }
@@ -317,7 +376,7 @@ fn worker_id(state: &Path) -> Result<String> {
 }
 
 /// One daemon per root directory.
-fn lock(root: &Path) -> Result<std::fs::File> {
+pub(crate) fn lock(root: &Path) -> Result<std::fs::File> {
     use std::os::unix::fs::DirBuilderExt as _;
     if !root.exists() {
         std::fs::DirBuilder::new()
@@ -354,7 +413,9 @@ async fn serve_one(
     let router = server
         .add_service(health_service)
         .add_service(control.control_server())
-        .add_service(control.gateway_server());
+        .add_service(control.gateway_server())
+        .add_service(control.content_server())
+        .add_service(control.catalogue_server());
     let stopped = stop.cancelled_owned();
     let (socket, _keep) = listener.split();
     match socket {

@@ -45,6 +45,11 @@ pub(crate) struct Kiln {
     pub(crate) silence_timeout: Option<ConfigDuration>,
     #[serde(rename = "buildTimeout")]
     pub(crate) build_timeout: Option<ConfigDuration>,
+    #[serde(rename = "hardMinFreeSpace")]
+    pub(crate) hard_min_free_space: Option<DiskSpace>,
+    /// A number, or a share of all.
+    #[serde(rename = "hardMinFreeInodes")]
+    pub(crate) hard_min_free_inodes: Option<DiskSpace>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -258,20 +263,16 @@ impl File {
         note(self.grpc.debug_address.is_some(), "grpc.debugAddress");
         note(self.grpc.security_descriptor.is_some(), "grpc.securityDescriptor");
         note(self.otel.socket_path.is_some(), "otel.socketPath");
-        note(self.cdi.disabled == Some(false), "cdi.disabled");
-        note(!self.cdi.spec_dirs.is_empty(), "cdi.specDirs");
-        note(!self.cdi.auto_allowed.is_empty(), "cdi.autoAllowed");
-        note(self.history.is_some(), "history");
         note(self.cache.is_some(), "cache");
         note(self.system.platforms_cache_max_age.is_some(), "system.platformsCacheMaxAge");
         for (name, worker) in [("oci", &self.worker.oci), ("containerd", &self.worker.containerd)] {
             let key = |key: &str| format!("worker.{name}.{key}");
             note(worker.proxy_snapshotter_path.is_some(), &key("proxySnapshotterPath"));
-            note(worker.cni_config_path.is_some(), &key("cniConfigPath"));
-            note(worker.cni_binary_path.is_some(), &key("cniBinaryPath"));
-            note(worker.cni_pool_size.is_some(), &key("cniPoolSize"));
-            note(worker.bridge_name.is_some(), &key("bridgeName"));
-            note(worker.bridge_subnet.is_some(), &key("bridgeSubnet"));
+            note(name != "oci" && worker.cni_config_path.is_some(), &key("cniConfigPath"));
+            note(name != "oci" && worker.cni_binary_path.is_some(), &key("cniBinaryPath"));
+            note(name != "oci" && worker.cni_pool_size.is_some(), &key("cniPoolSize"));
+            note(name != "oci" && worker.bridge_name.is_some(), &key("bridgeName"));
+            note(name != "oci" && worker.bridge_subnet.is_some(), &key("bridgeSubnet"));
             note(worker.apparmor_profile.is_some(), &key("apparmor-profile"));
             note(worker.selinux == Some(true), &key("selinux"));
             note(worker.user_remap.is_some(), &key("userRemapUnsupported"));
@@ -360,6 +361,8 @@ insecure-entitlements = [ "network.host", "security.insecure", "device" ]
   stepTimeout = "2h"
   silenceTimeout = 600
   buildTimeout = "6h"
+  hardMinFreeSpace = "512MB"
+  hardMinFreeInodes = "2%"
 "#;
 
     #[test]

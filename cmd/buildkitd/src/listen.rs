@@ -58,7 +58,7 @@ async fn bind(address: &str, settings: &Settings) -> Result<Listener> {
             if settings.tls.is_none() {
                 tracing::warn!(
                     address,
-                    "TLS is not enabled. enabling mutual TLS authentication is highly recommended"
+                    "TLS is not enabled. enabling mutual TLS authentication is highly recommended: steps with the host's network can reach this address"
                 );
             }
             Ok(Listener {

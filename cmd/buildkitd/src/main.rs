@@ -2,11 +2,15 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
 mod compose;
 mod config;
 mod listen;
 mod logging;
+mod networks;
 mod notify;
+mod place;
+mod platforms;
 mod settings;
 mod signals;
 mod units;
@@ -14,8 +18,10 @@ mod units;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use kiln_runtime::Ids;
 
 use crate::args::Args;
+use crate::place::Place;
 use crate::settings::Settings;
 
 /// The version of the reference whose behaviour this daemon has, with our own as build metadata.
@@ -54,13 +60,24 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let settings = Settings::load(args)?;
+    // Before there is another thread: a process moves as a whole.
+    let ids = match rustix::process::geteuid().is_root() {
+        true => None,
+        false => Some(kiln_runtime::enter_user_namespace().context(
+            "cannot make a user namespace to run in as an ordinary user: run the daemon as root, or with RootlessKit",
+        )?),
+    };
+    let place = Place::find(ids.is_some());
+    let settings = Settings::load(args, &place)?;
     logging::init(&settings);
+    if let Some(Ids::RootOnly(reason)) = ids {
+        tracing::warn!(
+            reason,
+            "steps have one user id: what belongs to other users than root cannot be made or unpacked"
+        );
+    }
     if !settings.without_effect.is_empty() {
         tracing::warn!(settings = settings.without_effect.join(", "), "these settings have no effect yet");
-    }
-    if !rustix::process::geteuid().is_root() {
-        anyhow::bail!("rootless mode is not supported yet: run the daemon as root");
     }
     // File modes of results are exact: the umask has no say.
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -71,7 +88,10 @@ fn run(args: &Args) -> Result<()> {
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
-    let outcome = runtime.block_on(compose::serve(settings));
+    let outcome = match args.fsck.as_deref() {
+        Some(how) => runtime.block_on(check::run(&settings, how == "repair")),
+        None => runtime.block_on(compose::serve(settings)),
+    };
     // Blocking work that ignores its cancellation must not keep the process from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     outcome

@@ -7,15 +7,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
-use crate::config::{Dns, File, GcPolicy, Kiln, Registry, Worker};
+use crate::config::{Cdi, Dns, File, GcPolicy, History, Kiln, Registry, Worker};
+use crate::place::Place;
 use crate::units::{ConfigDuration, DiskSpace};
 
-/// Environment variable read by the daemon itself besides those that flags name.
+/// Environment variables read by the daemon itself besides those that flags name.
 pub(crate) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-const DEFAULT_CONFIG: &str = "/etc/buildkit/buildkitd.toml";
-const DEFAULT_ROOT: &str = "/var/lib/buildkit";
-const DEFAULT_ADDRESS: &str = "unix:///run/buildkit/buildkitd.sock";
+/// Makes the daemon's own bridge what the network mode `auto` means.
+pub(crate) const BRIDGE_AUTO: &str = "BUILDKIT_NETWORK_BRIDGE_AUTO";
 const DEFAULT_REGISTRY_CONCURRENCY: usize = 4;
+const DEFAULT_CDI_DIRS: [&str; 3] = ["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"];
+const DEFAULT_BRIDGE_NAME: &str = "buildkit0";
+const DEFAULT_BRIDGE_SUBNET: &str = "10.10.0.0/16";
+/// One namespace ready keeps the first step from waiting; the others come back from steps.
+const DEFAULT_CNI_POOL: usize = 1;
+const MAX_CNI_POOL: usize = 1024;
 const MEGABYTE: i64 = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +34,37 @@ pub(crate) enum LogFormat {
 pub(crate) enum NetworkMode {
     Auto,
     Host,
+    None,
+    Cni,
+    Bridge,
+}
+
+/// How steps get their network.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) mode: NetworkMode,
+    pub(crate) cni_config: PathBuf,
+    /// Where plugins are; where distributions put them if it is not given.
+    pub(crate) cni_binaries: Option<PathBuf>,
+    pub(crate) ready: usize,
+    pub(crate) bridge_name: String,
+    pub(crate) bridge_subnet: String,
+}
+
+/// Where devices of the host are described, and who may have them.
+#[derive(Clone, Debug)]
+pub(crate) struct Devices {
+    pub(crate) dirs: Vec<PathBuf>,
+    /// Devices and kinds that need no entitlement.
+    pub(crate) auto_allowed: Vec<String>,
+}
+
+/// How snapshots are stacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SnapshotterChoice {
+    Auto,
+    Overlayfs,
+    Native,
 }
 
 /// Everything the composition in `main` needs, checked.
@@ -41,10 +78,15 @@ pub(crate) struct Settings {
     pub(crate) log_level: tracing::Level,
     pub(crate) log_format: LogFormat,
     pub(crate) entitlements: Vec<String>,
+    /// Devices of the host for steps; none if they are switched off.
+    pub(crate) devices: Option<Devices>,
     pub(crate) worker_labels: BTreeMap<String, String>,
     pub(crate) platforms: Vec<String>,
-    pub(crate) network: NetworkMode,
+    pub(crate) network: Network,
+    /// Whether the daemon is in a user namespace.
+    pub(crate) rootless: bool,
     pub(crate) runtime: Option<String>,
+    pub(crate) snapshotter: SnapshotterChoice,
     pub(crate) cgroup_parent: Option<String>,
     pub(crate) max_parallelism: Option<usize>,
     pub(crate) gc: bool,
@@ -55,7 +97,12 @@ pub(crate) struct Settings {
     pub(crate) dns: Option<Dns>,
     pub(crate) dockerfile_frontend: bool,
     pub(crate) gateway_frontend: bool,
+    pub(crate) allowed_frontends: Vec<String>,
+    pub(crate) hard_min_free_space: Option<DiskSpace>,
+    pub(crate) hard_min_free_inodes: Option<DiskSpace>,
     pub(crate) limits: Limits,
+    /// Age and number of the records of builds that stay.
+    pub(crate) history: Option<(Duration, usize)>,
     /// Flags and keys that were given and change nothing yet.
     pub(crate) without_effect: Vec<String>,
 }
@@ -85,24 +132,24 @@ pub(crate) struct Limits {
 
 impl Settings {
     /// Merges flags, the configuration file they name, and defaults.
-    pub(crate) fn load(args: &Args) -> Result<Self> {
-        let path = args.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG));
+    pub(crate) fn load(args: &Args, place: &Place) -> Result<Self> {
+        let path = args.config.clone().unwrap_or_else(|| place.config.clone());
         if args.config.is_some() && !path.exists() {
             tracing::debug!(path = %path.display(), "configuration file is missing");
         }
-        Self::merge(args, File::read(&path)?)
+        Self::merge(args, File::read(&path)?, place)
     }
 
-    fn merge(args: &Args, file: File) -> Result<Self> {
+    fn merge(args: &Args, file: File, place: &Place) -> Result<Self> {
         let mut without_effect: Vec<String> = args.without_effect().into_iter().map(str::to_owned).collect();
         without_effect.extend(file.without_effect());
         let oci = file.worker.oci.clone();
-        refuse_unsupported(args, &file)?;
+        refuse_unsupported(args, &file, place)?;
 
-        let root = args.root.clone().or(file.root.clone()).unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT));
+        let root = args.root.clone().or(file.root.clone()).unwrap_or_else(|| place.root.clone());
         let root = std::path::absolute(&root)
             .with_context(|| format!("failed to make `{}` absolute", root.display()))?;
-        let addresses = [&args.addr, &file.grpc.address, &vec![DEFAULT_ADDRESS.to_owned()]]
+        let addresses = [&args.addr, &file.grpc.address, &vec![place.address.clone()]]
             .into_iter()
             .find(|a| !a.is_empty())
             .cloned()
@@ -114,7 +161,7 @@ impl Settings {
             Some(group) => Some(group_id(group)?),
             None => file.grpc.gid,
         };
-        let entitlements = if args.allow_insecure_entitlement.is_empty() {
+        let mut entitlements = if args.allow_insecure_entitlement.is_empty() {
             file.insecure_entitlements.clone()
         } else {
             args.allow_insecure_entitlement.clone()
@@ -123,6 +170,11 @@ impl Settings {
             if !matches!(entitlement.as_str(), "security.insecure" | "network.host" | "device") {
                 bail!("invalid entitlement : {entitlement}");
             }
+        }
+        let devices = devices(args, &file.cdi);
+        // What may be given to whom is decided device by device.
+        if devices.is_some() && !entitlements.iter().any(|entitlement| entitlement == "device") {
+            entitlements.push("device".to_owned());
         }
         let mut worker_labels = oci.labels.clone();
         for label in &args.oci_worker_labels {
@@ -135,14 +187,6 @@ impl Settings {
             oci.platforms.clone()
         } else {
             args.oci_worker_platform.clone()
-        };
-        let network = match args.oci_worker_net.as_deref().or(oci.network_mode.as_deref()).unwrap_or("auto") {
-            "auto" => NetworkMode::Auto,
-            "host" => NetworkMode::Host,
-            mode @ ("bridge" | "cni") => {
-                bail!("network mode `{mode}` is not supported yet: use `auto` or `host`")
-            }
-            other => bail!("invalid network mode: {other:?}"),
         };
         let max_parallelism = args
             .oci_max_parallelism
@@ -167,9 +211,12 @@ impl Settings {
             log_level: log_level(args, &file)?,
             log_format: log_format(args, &file)?,
             entitlements,
+            devices,
             worker_labels,
             platforms,
-            network,
+            network: network(args, &oci, place)?,
+            rootless: place.rootless,
+            snapshotter: snapshotter(args, &oci)?,
             runtime: args.oci_worker_binary.clone().or(oci.binary.clone()),
             cgroup_parent: oci.default_cgroup_parent.clone(),
             max_parallelism,
@@ -181,14 +228,71 @@ impl Settings {
             dns: file.dns,
             dockerfile_frontend: file.frontend.dockerfile.enabled.unwrap_or(true),
             gateway_frontend: file.frontend.gateway.enabled.unwrap_or(true),
+            allowed_frontends: file.frontend.gateway.allowed_repositories,
+            hard_min_free_space: file.kiln.hard_min_free_space,
+            hard_min_free_inodes: file.kiln.hard_min_free_inodes,
             limits: limits(file.kiln)?,
+            history: file.history.map(history).transpose()?,
             without_effect,
         })
     }
 }
 
+fn devices(args: &Args, file: &Cdi) -> Option<Devices> {
+    if args.cdi_disabled.or(file.disabled) == Some(true) {
+        return None;
+    }
+    let dirs = [&args.cdi_spec_dir, &file.spec_dirs].into_iter().find(|dirs| !dirs.is_empty()).cloned();
+    let dirs = dirs.unwrap_or_else(|| DEFAULT_CDI_DIRS.map(PathBuf::from).into());
+    Some(Devices { dirs, auto_allowed: file.auto_allowed.clone() })
+}
+
+fn network(args: &Args, oci: &Worker, place: &Place) -> Result<Network> {
+    let mode = match args.oci_worker_net.as_deref().or(oci.network_mode.as_deref()).unwrap_or("auto") {
+        // Whoever made the user namespace has made its network.
+        "" | "auto" if place.rootless => NetworkMode::Host,
+        "" | "auto" => NetworkMode::Auto,
+        "host" => NetworkMode::Host,
+        "none" => NetworkMode::None,
+        "cni" => NetworkMode::Cni,
+        "bridge" => NetworkMode::Bridge,
+        other => bail!("invalid network mode: {other:?}"),
+    };
+    let ready = match args.oci_cni_pool_size.or(oci.cni_pool_size) {
+        None => DEFAULT_CNI_POOL,
+        Some(size) => usize::try_from(size)
+            .ok()
+            .filter(|size| *size <= MAX_CNI_POOL)
+            .with_context(|| format!("cniPoolSize {size} is not from 0 to {MAX_CNI_POOL}"))?,
+    };
+    let given = |flag: &Option<PathBuf>, key: &Option<PathBuf>| {
+        flag.clone().or(key.clone()).filter(|path| !path.as_os_str().is_empty())
+    };
+    Ok(Network {
+        mode,
+        cni_config: given(&args.oci_cni_config_path, &oci.cni_config_path)
+            .unwrap_or_else(|| place.cni_config.clone()),
+        cni_binaries: given(&args.oci_cni_binary_dir, &oci.cni_binary_path),
+        ready,
+        bridge_name: oci.bridge_name.clone().unwrap_or_else(|| DEFAULT_BRIDGE_NAME.to_owned()),
+        bridge_subnet: oci.bridge_subnet.clone().unwrap_or_else(|| DEFAULT_BRIDGE_SUBNET.to_owned()),
+    })
+}
+
+fn snapshotter(args: &Args, oci: &Worker) -> Result<SnapshotterChoice> {
+    match args.oci_worker_snapshotter.as_deref().or(oci.snapshotter.as_deref()).unwrap_or("auto") {
+        "auto" => Ok(SnapshotterChoice::Auto),
+        "overlayfs" => Ok(SnapshotterChoice::Overlayfs),
+        "native" => Ok(SnapshotterChoice::Native),
+        name @ ("fuse-overlayfs" | "stargz") => {
+            bail!("snapshotter `{name}` is not supported yet: use `auto`, `overlayfs` or `native`")
+        }
+        other => bail!("unknown snapshotter name: {other:?}"),
+    }
+}
+
 /// What would change a build's meaning if it were ignored is refused by name.
-fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
+fn refuse_unsupported(args: &Args, file: &File, place: &Place) -> Result<()> {
     let oci = &file.worker.oci;
     match args.oci_worker.as_deref() {
         None | Some("auto" | "true") => {}
@@ -212,22 +316,21 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
     if file.worker.containerd.enabled == Some(true) {
         bail!("the containerd worker is not supported yet: remove worker.containerd.enabled");
     }
-    match args.oci_worker_snapshotter.as_deref().or(oci.snapshotter.as_deref()).unwrap_or("auto") {
-        "auto" | "overlayfs" => {}
-        name @ ("native" | "fuse-overlayfs" | "stargz") => {
-            bail!("snapshotter `{name}` is not supported yet: use `auto` or `overlayfs`")
-        }
-        other => bail!("unknown snapshotter name: {other:?}"),
-    }
     if args.oci_worker_proxy_snapshotter_path.is_some() || oci.proxy_snapshotter_path.is_some() {
         bail!("external snapshotters (proxySnapshotterPath) are not supported yet");
     }
-    let rootless = args.rootless == Some(true) || args.oci_worker_rootless.or(oci.rootless) == Some(true);
-    if rootless {
-        bail!("rootless mode is not supported yet: run the daemon as root without --rootless");
+    let asked = args.rootless.or(args.oci_worker_rootless).or(oci.rootless);
+    if asked == Some(true) && !place.rootless {
+        bail!(
+            "rootless mode requires to be executed as the mapped root in a user namespace; you may use RootlessKit for \
+             setting up the namespace, or start the daemon as an ordinary user, who gets one"
+        );
     }
     if args.oci_worker_no_process_sandbox.or(oci.no_process_sandbox) == Some(true) {
-        bail!("can't enable NoProcessSandbox without Rootless");
+        if !place.rootless {
+            bail!("can't enable NoProcessSandbox without Rootless");
+        }
+        bail!("noProcessSandbox is not supported: steps have a namespace of processes of their own, always");
     }
     if args.oci_worker_selinux.or(oci.selinux) == Some(true) {
         bail!("selinux is not available");
@@ -241,6 +344,14 @@ fn refuse_unsupported(args: &Args, file: &File) -> Result<()> {
         bail!("proxy network provider is not available");
     }
     Ok(())
+}
+
+/// Where the table is there, a key that is left out is zero.
+fn history(history: History) -> Result<(Duration, usize)> {
+    let count = history.max_entries.unwrap_or_default();
+    let count = usize::try_from(count)
+        .with_context(|| format!("history.maxEntries is {count}: use a number from 0 up"))?;
+    Ok((history.max_age.map(|age| age.0).unwrap_or_default(), count))
 }
 
 fn limits(kiln: Kiln) -> Result<Limits> {
@@ -337,9 +448,19 @@ fn group_id(group: &str) -> Result<u32> {
 mod tests {
     use super::*;
 
+    fn machine() -> Place {
+        Place {
+            rootless: false,
+            root: "/root-of-machine".into(),
+            address: "unix:///machine".to_owned(),
+            config: "/none".into(),
+            cni_config: "/none".into(),
+        }
+    }
+
     fn merge(line: &str, toml: &str) -> Result<Settings> {
         let args = Args::parse_go_style(line.split(' ').map(Into::into))?;
-        Settings::merge(&args, toml::from_str(toml)?)
+        Settings::merge(&args, toml::from_str(toml)?, &machine())
     }
 
     #[test]
@@ -352,7 +473,7 @@ mod tests {
         assert_eq!(settings.root, PathBuf::from("/flag"));
         assert_eq!(settings.addresses, ["tcp://127.0.0.1:1"]);
         assert_eq!(settings.max_parallelism, Some(3));
-        assert_eq!(merge("d", "").unwrap().addresses, [DEFAULT_ADDRESS]);
+        assert_eq!(merge("d", "").unwrap().addresses, ["unix:///machine"]);
     }
 
     #[test]
@@ -360,11 +481,14 @@ mod tests {
         for (line, toml, want) in [
             ("d --addr=", "", "--addr cannot be empty"),
             ("d --tlscert c", "", "you must specify key and cert file"),
+            ("d --rootless", "", "requires to be executed as the mapped root in a user namespace"),
+            ("d --oci-worker-no-process-sandbox", "", "can't enable NoProcessSandbox without Rootless"),
             ("d --log-level loud", "", "unsupported log level"),
             ("d --log-format xml", "", "unsupported log type"),
             ("d --allow-insecure-entitlement root", "", "invalid entitlement : root"),
             ("d --oci-worker-snapshotter zfs", "", "unknown snapshotter name: \"zfs\""),
             ("d --oci-worker-net mesh", "", "invalid network mode: \"mesh\""),
+            ("d --oci-cni-pool-size -1", "", "cniPoolSize -1 is not from 0 to 1024"),
             ("d --oci-worker=false", "", "no worker found"),
             ("d --containerd-worker=true", "", "not supported yet"),
             ("d --oci-worker-gc-keepstorage 1,x", "", "failed to parse free storage"),
@@ -374,6 +498,19 @@ mod tests {
             let error = format!("{:#}", merge(line, toml).expect_err(line));
             assert!(error.contains(want), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn devices_are_there_unless_switched_off() {
+        let settings = merge("d", "").unwrap();
+        assert_eq!(settings.entitlements, ["device"]);
+        assert_eq!(settings.devices.unwrap().dirs.len(), 3);
+        let settings =
+            merge("d --cdi-spec-dir /x", "[cdi]\nspecDirs = ['/y']\nautoAllowed = ['v/c']").unwrap();
+        let devices = settings.devices.unwrap();
+        assert_eq!((devices.dirs, devices.auto_allowed), (vec![PathBuf::from("/x")], vec!["v/c".to_owned()]));
+        let settings = merge("d --cdi-disabled", "").unwrap();
+        assert!(settings.devices.is_none() && settings.entitlements.is_empty());
     }
 
     #[test]

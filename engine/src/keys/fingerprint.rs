@@ -283,7 +283,7 @@ mod tests {
             ..pb::Meta::default()
         };
         let exec = pb::ExecOp { meta: Some(meta), ..pb::ExecOp::default() };
-        let op = pb::Op { op: Some(Kind::Exec(exec)), ..pb::Op::default() };
+        let op = pb::Op { op: Some(Kind::Exec(Box::new(exec))), ..pb::Op::default() };
         let text = shown(&fingerprint(&op).unwrap());
         let lines: Vec<_> = text.lines().skip(1).take(7).collect();
         assert_eq!(
@@ -314,7 +314,7 @@ mod tests {
             let meta = Some(pb::Meta { args: vec!["true".into()], ..pb::Meta::default() });
             pb::Op {
                 inputs: vec![pb::Input::default()],
-                op: Some(Kind::Exec(pb::ExecOp { meta, mounts, ..pb::ExecOp::default() })),
+                op: Some(Kind::Exec(Box::new(pb::ExecOp { meta, mounts, ..pb::ExecOp::default() }))),
                 ..pb::Op::default()
             }
         };

@@ -89,13 +89,14 @@ pub(super) fn apply(
     default_platform: &mut Option<pb::Platform>,
     pruned_cache_ids: &mut BTreeMap<String, bool>,
 ) -> Result<(), LoadError> {
-    if let Some(Kind::Exec(exec)) = &mut draft.op.op {
+    let op = std::sync::Arc::make_mut(&mut draft.op);
+    if let Some(Kind::Exec(exec)) = &mut op.op {
         if draft.metadata.is_some_and(|m| m.ignore_cache) {
             collect_pruned(exec, pruned_cache_ids);
         }
         options.entitlements.check(exec).map_err(LoadError::NotAllowed)?;
     }
-    draft.op.platform = Some(match &draft.op.platform {
+    op.platform = Some(match &op.platform {
         Some(wanted) => platform::normalize(wanted, options.platform),
         None => default_platform
             .get_or_insert_with(|| platform::normalize(options.platform, options.platform))

@@ -96,7 +96,7 @@ fn expected(want: &Value) -> Value {
 
 fn check(name: &str, definition: &pb::Definition, case: &Value) {
     let names = case["entitlements"].as_array().into_iter().flatten();
-    let granted = GrantedEntitlements::new(names.map(|n| n.as_str().unwrap().to_owned()));
+    let granted = GrantedEntitlements::new(names.map(|n| n.as_str().unwrap().to_owned())).unwrap();
     let platform = host();
     let options = LoadOptions::new(&platform, &granted)
         .with_proxy_network(case["proxy_network"].as_bool().unwrap_or_default());
@@ -231,7 +231,14 @@ fn what_cannot_be_loaded() {
         pb::Op { inputs: vec![pb::Input { digest: digest(&source(0)), index: -1 }], ..Default::default() };
     let exec = |meta: Option<pb::Meta>, mounts: &[&str]| {
         let mounts = mounts.iter().map(|dest| pb::Mount { dest: (*dest).to_owned(), ..Default::default() });
-        op(&[], Some(pb::op::Op::Exec(pb::ExecOp { meta, mounts: mounts.collect(), ..Default::default() })))
+        op(
+            &[],
+            Some(pb::op::Op::Exec(Box::new(pb::ExecOp {
+                meta,
+                mounts: mounts.collect(),
+                ..Default::default()
+            }))),
+        )
     };
     let meta = |args: &[&str]| {
         Some(pb::Meta { args: args.iter().map(|arg| (*arg).to_owned()).collect(), ..Default::default() })

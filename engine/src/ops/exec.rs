@@ -1,20 +1,25 @@
 //! The exec op: one process over mounts, whose changes are the results.
 
-mod mounts;
+mod emulation;
+pub(crate) mod mounts;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use kiln_executor::{
-    ContainerId, LinuxResources, NetworkMode, Output, ProcessIo, ProcessSpec, SecurityMode, StepMount, Ulimit,
+    ContainerId, DeviceEdits, LinuxResources, NetworkMode, Output, ProcessIo, ProcessSpec, SecurityMode,
+    StepMount, Ulimit, requested,
 };
 use kiln_llb::pb;
 use kiln_solver::{OpContext, OpError, ResultRef, Slot, Stream, VertexDigest};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::ExecError;
 use crate::lending::{self, Lending};
+use crate::load::not_registered;
 use crate::ops::common;
+use crate::ops::exec::emulation::Foreign;
 use crate::ops::exec::mounts::{Prepared, StepMounts};
 use crate::ops::keyed::Action;
 use crate::resources::loosest;
@@ -29,6 +34,8 @@ const ROOT: &str = "/";
 pub(crate) struct ExecOp {
     pub(crate) worker: Arc<Worker>,
     pub(crate) op: pb::ExecOp,
+    /// What its programs are made for.
+    pub(crate) platform: Option<pb::Platform>,
     /// Limits of the build that made this op; those that the waiters set come first.
     pub(crate) resources: Option<pb::LinuxResources>,
     /// What the waiters know the op as.
@@ -50,9 +57,21 @@ impl Action for ExecOp {
         let mut mounts = StepMounts::new(self, &inputs, &provider, &lending, cx);
         let outcome = async {
             mounts.prepare().await?;
-            let process = self.process(cx, &lending).await?;
+            let mut process = self.process(cx, &lending).await?;
             let root = mounts.root.take().ok_or_else(|| OpError::failed(ExecError::NoRoot))?;
-            self.run(cx, root, std::mem::take(&mut mounts.others), process).await
+            let mut others = std::mem::take(&mut mounts.others);
+            let foreign = emulation::prepare(&self.worker, self.platform.as_ref(), &mut process, &mut others);
+            let foreign = foreign.await.map_err(OpError::failed)?;
+            let stop = cx.cancel.child_token();
+            let running = self.run(cx, &stop, root, others, process, foreign.as_ref());
+            tokio::pin!(running);
+            tokio::select! {
+                ended = &mut running => ended,
+                full = mounts.out_of_space() => {
+                    stop.cancel();
+                    running.await.map_err(|_stopped| OpError::failed(full))
+                }
+            }
         };
         let outcome = outcome.await;
         let prepared = mounts.close().await;
@@ -77,7 +96,8 @@ impl Action for ExecOp {
 }
 
 impl ExecOp {
-    async fn process(&self, cx: &OpContext, lending: &Lending) -> Result<ProcessSpec, OpError> {
+    /// The process, with what waiting clients lend it.
+    pub(crate) async fn process(&self, cx: &OpContext, lending: &Lending) -> Result<ProcessSpec, OpError> {
         let meta = self.op.meta.clone().unwrap_or_default();
         let mut env = meta.env;
         for (names, value) in proxies(meta.proxy_env.as_ref()) {
@@ -94,11 +114,7 @@ impl ExecOp {
             };
             env.push(format!("{}={value}", secret.name));
         }
-        let devices = self.op.cdi_devices.iter().filter(|d| !d.optional).map(|d| d.name.as_str());
-        let devices: Vec<&str> = devices.collect();
-        if !devices.is_empty() {
-            return Err(OpError::failed(ExecError::Devices { names: devices.join(", ") }));
-        }
+        let devices = self.devices().await?;
         let limits = lending::resources(cx, &self.vertex);
         let resources = loosest(limits).or_else(|| self.resources.clone()).unwrap_or_default();
         let root_read_only = self.op.mounts.iter().any(|m| mounts::dest(&self.op, m) == ROOT && m.readonly);
@@ -135,29 +151,51 @@ impl ExecOp {
                 cpuset_cpus: resources.cpuset_cpus,
                 cpuset_mems: resources.cpuset_mems,
             },
+            devices,
             remove_mount_stubs_recursive: meta.remove_mount_stubs_recursive,
         })
+    }
+
+    /// What the devices that the op names change about its container. Without grants of single devices they are as they
+    /// were sent, and looked up here.
+    async fn devices(&self) -> Result<DeviceEdits, OpError> {
+        if self.op.cdi_devices.is_empty() {
+            return Ok(DeviceEdits::default());
+        }
+        let (registry, asked) = (self.worker.devices.clone(), self.op.cdi_devices.clone());
+        let looking = tokio::task::spawn_blocking(move || {
+            let all = registry.list();
+            let mut names: Vec<String> = Vec::new();
+            for device in &asked {
+                let found = requested(&all, &device.name);
+                if found.is_empty() && !device.optional {
+                    return Err(OpError::failed(ExecError::Device(not_registered(&device.name))));
+                }
+                for found in found {
+                    if !names.contains(&found.name) {
+                        names.push(found.name.clone());
+                    }
+                }
+            }
+            registry.edits(&names).map_err(OpError::failed)
+        });
+        looking.await.map_err(OpError::failed)?
     }
 
     async fn run(
         &self,
         cx: &OpContext,
+        stop: &CancellationToken,
         root: StepMount,
         mounts: Vec<StepMount>,
         process: ProcessSpec,
+        foreign: Option<&Foreign>,
     ) -> Result<(), OpError> {
         let id = ContainerId::new(common::random_id()).map_err(OpError::failed)?;
         let (output, mut chunks) = mpsc::channel(OUTPUT_CHUNKS);
-        let args = process.args.join(" ");
-        let running = self.worker.executor.run(
-            &id,
-            root,
-            mounts,
-            process,
-            ProcessIo::new(output),
-            None,
-            cx.cancel.clone(),
-        );
+        let args = self.args();
+        let running =
+            self.worker.executor.run(&id, root, mounts, process, ProcessIo::new(output), None, stop.clone());
         let logging = async {
             while let Some(chunk) = chunks.recv().await {
                 match chunk {
@@ -169,8 +207,24 @@ impl ExecOp {
         let (exit, ()) = tokio::join!(running, logging);
         let exit = exit.map_err(|error| match error {
             kiln_executor::Error::Cancelled => OpError::cancelled(),
-            error => OpError::failed(error),
+            error => match foreign {
+                Some(foreign) => foreign.explain(error),
+                None => OpError::failed(error),
+            },
         })?;
+        if let Some(used) = exit.samples.last() {
+            let (cpu, memory, network) =
+                (used.cpu_stat.as_ref(), used.memory_stat.as_ref(), used.net_stat.as_ref());
+            tracing::debug!(
+                container = %id,
+                code = exit.code,
+                cpu_nanos = cpu.and_then(|cpu| cpu.usage_nanos),
+                peak_bytes = memory.and_then(|memory| memory.peak),
+                received_bytes = network.map(|network| network.rx_bytes),
+                sent_bytes = network.map(|network| network.tx_bytes),
+                "process ended"
+            );
+        }
         let valid = &self.op.meta.as_ref().map(|m| m.valid_exit_codes.clone()).unwrap_or_default();
         let good = if valid.is_empty() { exit.code == 0 } else { valid.contains(&exit.code) };
         if good {

@@ -2,7 +2,7 @@
 
 mod combine;
 pub(crate) mod common;
-mod exec;
+pub(crate) mod exec;
 mod file;
 mod keyed;
 pub(crate) mod nested;
@@ -125,7 +125,8 @@ fn action(
     Ok(match &vertex.op.op {
         Some(Kind::Exec(op)) => Box::new(exec::ExecOp {
             worker: worker.clone(),
-            op: op.clone(),
+            op: (**op).clone(),
+            platform: vertex.op.platform.clone(),
             resources: vertex.linux_resources.clone(),
             vertex: VertexDigest(vertex.digest.digest()),
         }),
@@ -164,7 +165,7 @@ mod tests {
         let definition = State::scratch().file(copy).marshal(&Constraints::default()).unwrap();
         let platform =
             pb::Platform { architecture: "amd64".into(), os: "linux".into(), ..Default::default() };
-        let entitlements = GrantedEntitlements::new([]);
+        let entitlements = GrantedEntitlements::default();
         let mut graph = load(&definition, &LoadOptions::new(&platform, &entitlements)).await.unwrap();
         set_apart_directories(&mut graph, session);
         graph.vertices.iter().map(|vertex| vertex.digest.to_string()).collect()

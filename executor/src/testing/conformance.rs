@@ -165,7 +165,8 @@ impl Suite {
     async fn output_and_exit_codes(&self) {
         let got = self.run(Step::shell("echo out; echo err >&2; exit 7")).await;
         assert_eq!((got.stdout.as_str(), got.stderr.as_str()), ("out\n", "err\n"));
-        assert_eq!(got.exit.unwrap(), Exit { code: 7, oom: false });
+        let exit = got.exit.unwrap();
+        assert_eq!((exit.code, exit.oom), (7, false));
         let missing = self.run(Step::args(&["/bin/missing"])).await;
         match missing.exit {
             Err(Error::Start { message, .. }) => assert!(message.contains("/bin/missing"), "{message}"),

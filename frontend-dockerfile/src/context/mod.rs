@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kiln_frontend::{Bridge, FrontendRequest, Reference, SolveRequest, pb};
 
 pub(crate) use self::main_context::MainContext;
-pub(crate) use self::named::NamedContext;
+pub(crate) use self::named::{NamedContext, find as find_named};
 use crate::error::{Error, Result};
 use crate::graph::{Edge, Graph, Meta};
 use crate::options::Options;

@@ -225,6 +225,20 @@ impl NamedContext {
     }
 }
 
+/// What replaces `name`, for who wants its files and config alone.
+pub(crate) async fn find(client: &Client, name: &str) -> Result<Option<kiln_frontend::NamedContext>> {
+    let Some(context) = client.named_context(name, None)? else { return Ok(None) };
+    let mut graph = Graph::default();
+    let loaded = context.load(client, &mut graph).await?;
+    let definition = match loaded.state.output {
+        Some(root) => marshal(&graph, root)?,
+        None => pb::Definition::default(),
+    };
+    let json = |error: serde_json::Error| Error::new(format!("failed to marshal image config: {error}"));
+    let config = loaded.image.map(|image| image.to_json().map_err(json)).transpose()?;
+    Ok(Some(kiln_frontend::NamedContext { definition, config }))
+}
+
 async fn resolve(client: &Client, request: ResolveRequest, reference: &str) -> Result<SourceMetadata> {
     let answer = client.bridge.resolve_source_metadata(request).await;
     answer.map_err(|error| {

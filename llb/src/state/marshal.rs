@@ -135,7 +135,7 @@ impl<'a> Marshaller<'a> {
                 for (mount, input) in exec.mounts.iter_mut().zip(&vertex.inputs) {
                     mount.input = self.shared_input(&mut op.inputs, input.as_ref())?;
                 }
-                Kind::Exec(exec)
+                Kind::Exec(Box::new(exec))
             }
             Body::File(steps) => {
                 let mut slots = Vec::with_capacity(vertex.inputs.len());

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use kiln_content::testing::MemoryStore;
-use kiln_content::{ContentStore, ContentStoreExt, Descriptor, media_type};
+use kiln_content::{ContentStore, ContentStoreExt, Descriptor, LocalStore, media_type};
 use kiln_digest::Digest;
 use kiln_registry::{Access, Config, Error, HostConfig, Kind, Observer, PushOptions, Reference, Registry};
 
@@ -288,6 +288,29 @@ async fn a_stalled_transfer_goes_on_where_it_stopped() {
     .await
     .unwrap();
     assert_eq!(offsets, [0, 30_000]);
+}
+
+#[tokio::test]
+async fn a_later_call_goes_on_where_an_earlier_one_gave_up() {
+    let dir = tempfile::tempdir().unwrap();
+    // What was received before is right, wrong, or all of it.
+    for (before, want) in
+        [(blob()[..80_000].to_vec(), vec![80_000]), (vec![7; 80_000], vec![80_000, 0]), (blob(), vec![])]
+    {
+        let descriptor = Descriptor::of(media_type::OCI_LAYER, &blob());
+        let store = LocalStore::open(dir.path()).unwrap();
+        let mut writer = store.resume(&descriptor).await.unwrap();
+        writer.write(before.into()).await.unwrap();
+        drop((writer, store));
+        let store = LocalStore::open(dir.path()).unwrap();
+        let server = Server::start(|request| ranged(request, &blob())).await;
+        let registry = Registry::new(config());
+        let reference = reference(&server, "a/b:t");
+        registry.fetch_into(&store, &reference, &descriptor, Access::anonymous()).await.unwrap();
+        assert!(store.is_intact(&descriptor.digest).await.unwrap());
+        assert_eq!(server.requests().iter().map(start).collect::<Vec<_>>(), want);
+        store.delete(&descriptor.digest).await.unwrap();
+    }
 }
 
 #[tokio::test]

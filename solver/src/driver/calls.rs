@@ -15,8 +15,10 @@ use crate::op::OpContext;
 use crate::reason::{Memo, RunFacts, Study, study};
 use crate::scheduler::{Call, Effect, Event, Found, Query, Reply, WorkId};
 
-/// Look-ups done in a row before other tasks get their turn.
-const LOOKUPS_PER_TURN: usize = 64;
+/// Look-ups handed to the store at once, before other tasks get their turn.
+const LOOKUPS_PER_TURN: usize = 512;
+/// Answers applied before others get the lock.
+const ANSWERS_PER_TURN: usize = 64;
 
 /// What follows from an event and takes a moment. Whoever brought the event does it, one thing after the other, so that
 /// what waits anywhere is bounded by the calls under way and the vertices they concern.
@@ -46,9 +48,9 @@ impl Shared {
                 }
             }
             Effect::Cancel(work) => {
-                if let Some(watch) = state.works.get(&work) {
-                    watch.cancel.cancel();
-                    let over = watch.over.clone();
+                if let Some(live) = state.works.get(&work).and_then(|watch| watch.live.as_ref()) {
+                    live.cancel.cancel();
+                    let over = live.over.clone();
                     state.stopping.push(over);
                 }
             }
@@ -63,14 +65,14 @@ impl Shared {
     fn start(self: &Arc<Self>, state: &mut State, work: WorkId, call: Call) {
         // What runs is studied meanwhile, and what that gives is saved with the results.
         let facts = matches!(call, Call::Exec { .. }).then(|| state.scheduler.facts(work)).flatten();
-        let watch = state.works.entry(work).or_default();
-        watch.renew();
-        watch.guard.measured = match &call {
+        let live = state.called(work);
+        live.guard.measured = match &call {
             Call::Exec { op, .. } => Measured::start(op),
             _ => None,
         };
-        let context = watch.context();
-        let memo = watch.study.as_ref().and_then(|study| study.memo.clone());
+        let context = live.context();
+        let study = state.works.get(&work).and_then(|watch| watch.study.as_ref());
+        let memo = study.and_then(|study| study.memo.clone());
         self.guard(state, work);
         let simple = matches!(call, Call::Load { .. } | Call::Lost { .. });
         let shared = Arc::clone(self);
@@ -140,31 +142,29 @@ impl Shared {
 
     /// Does look-ups, those that follow from their answers, and then adds links, for which nobody waits.
     pub(super) async fn follow_up(self: &Arc<Self>, mut later: FollowUp) {
-        let mut done = 0;
         while !later.queries.is_empty() {
             let turn = later.queries.len().min(LOOKUPS_PER_TURN);
             let mut here = Vec::with_capacity(turn);
-            for query in later.queries.drain(..turn) {
-                let imports = self.lock().imports_of(&query.jobs);
-                match imports.is_empty() {
-                    true => here.push(query),
-                    false => self.look_everywhere(query, imports),
+            {
+                let state = self.lock();
+                for query in later.queries.drain(..turn) {
+                    let imports = state.imports_of(&query.jobs);
+                    match imports.is_empty() {
+                        true => here.push(query),
+                        false => self.look_everywhere(query, imports),
+                    }
                 }
             }
-            let found = self.find_all(&here);
-            {
+            let mut found = self.find_all(&here).into_iter();
+            for queries in here.chunks(ANSWERS_PER_TURN) {
                 let mut state = self.lock();
-                for (query, found) in here.iter().zip(found) {
+                for (query, found) in queries.iter().zip(&mut found) {
                     let next = self.apply(&mut state, Event::Queried { query: query.id, found });
                     later.queries.extend(next.queries);
                     later.links.extend(next.links);
                 }
             }
-            done += turn;
-            if done >= LOOKUPS_PER_TURN {
-                done = 0;
-                tokio::task::yield_now().await;
-            }
+            tokio::task::yield_now().await;
         }
         for (key, to) in later.links {
             if let Err(error) = self.keys.link(&key, &to).await {

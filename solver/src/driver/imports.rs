@@ -1,6 +1,5 @@
 //! Imported caches of jobs: look-ups in them beside the solver's own store, and taking over what is found.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +13,7 @@ use crate::key_source::{Backlink, KeySource};
 use crate::keys::{CacheKeys, CacheRecord, KeyAndSelector, Lookup, NewKey, RecordId};
 use crate::op::ResultRef;
 use crate::scheduler::{Event, Found, JobId, Loaded, Query};
+use crate::tables::{HashMap, HashSet};
 
 /// The caches that a job has imported.
 #[derive(Default)]
@@ -64,7 +64,7 @@ impl Imports {
     /// Returns what has to be taken over for `key` to be found, parents first; nothing if it cannot be.
     fn chain(&self, key: &KeyId) -> Vec<(KeyId, NewKey)> {
         let state = self.lock();
-        let (mut chain, mut done, mut open) = (Vec::new(), HashSet::new(), HashSet::new());
+        let (mut chain, mut done, mut open) = (Vec::new(), HashSet::default(), HashSet::default());
         let mut todo = vec![(key.clone(), false)];
         while let Some((key, below_done)) = todo.pop() {
             let Some(by) = state.found.get(&key).filter(|_| !done.contains(&key)) else { continue };

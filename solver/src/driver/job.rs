@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::driver::{CachedResult, JobKeys, LimitExceeded, Shared};
 use crate::error::SolveError;
+use crate::key_graph::{KeyGraph, ResultKey};
 use crate::key_source::KeySource;
-use crate::op::{JobContext, OpContext, WaiterSet};
+use crate::op::{JobContext, OpContext, ResultRef, WaiterSet};
 use crate::progress::{JobLog, ProgressEvent, ProgressStream, VertexEvent, VertexProgress, WarningEvent};
 use crate::scheduler::{BuildId, Event, JobId};
 use crate::vertex::{Edge, Graph, VertexDigest};
@@ -73,6 +74,12 @@ impl Job {
         answer.await.unwrap_or(Err(SolveError::Cancelled))
     }
 
+    /// Says that a result of [`Job::build`] has turned out to be lost. A build that comes now makes it again.
+    pub fn lost(&self, result: &ResultRef) {
+        let mut state = self.shared.lock();
+        self.shared.step(&mut state, Event::ResultLost { job: self.id, result: Arc::clone(result) });
+    }
+
     /// Looks into `source`, too, from now on.
     pub fn import(&self, source: Arc<dyn KeySource>) {
         let mut state = self.shared.lock();
@@ -85,6 +92,15 @@ impl Job {
     pub fn keys(&self) -> JobKeys {
         let imports = self.shared.lock().jobs.get(&self.id).and_then(|job| job.imports.clone());
         JobKeys::new(Arc::clone(&self.shared), imports)
+    }
+
+    /// Writes down the keys of results of this job and of all that they are made of, as they are known now.
+    ///
+    /// # Errors
+    /// [`SolveError::Cancelled`] when the job has ended with its solver.
+    pub fn key_graph(&self, results: &[ResultKey]) -> Result<KeyGraph, SolveError> {
+        let state = self.shared.lock();
+        state.scheduler.key_graph(self.id, results).ok_or(SolveError::Cancelled)
     }
 
     /// Runs `work` shown as a vertex that is in no graph. Its context is cancelled with the job.
@@ -104,7 +120,7 @@ impl Job {
         let progress = VertexProgress::new();
         let mut event = VertexEvent::announced(digest, name);
         event.started = Some(SystemTime::now());
-        self.log.vertex(event.clone());
+        self.log.vertex(Arc::new(event.clone()));
         progress.join(self.id.0, digest, &self.log);
         let waiters = WaiterSet::of([Arc::clone(&self.context)]);
         let cx = OpContext { cancel: self.ended.child_token(), progress: progress.clone(), waiters };
@@ -114,13 +130,13 @@ impl Job {
             event.error = Some(error.to_string());
         }
         event.completed = Some(SystemTime::now());
-        self.log.vertex(event);
+        self.log.vertex(Arc::new(event));
         result
     }
 
     /// Shows a warning that no call of an op is behind.
     pub fn warn(&self, warning: WarningEvent) {
-        self.log.other(ProgressEvent::Warning(warning));
+        self.log.other(ProgressEvent::Warning(Box::new(warning)));
     }
 
     /// Follows the job's progress from its start.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::driver::watch::Live;
 use crate::driver::{Shared, State};
 use crate::error::OpError;
 use crate::op::{Op, Slot};
@@ -111,14 +112,19 @@ impl Measured {
 }
 
 impl State {
+    fn live(&mut self, work: WorkId) -> Option<&mut Live> {
+        self.works.get_mut(&work)?.live.as_deref_mut()
+    }
+
     fn due(&self, work: WorkId) -> Option<Due> {
         let watch = self.works.get(&work)?;
-        let measured = watch.guard.measured?;
+        let live = watch.live.as_ref()?;
+        let measured = live.guard.measured?;
         let mut due: Vec<Due> = Vec::new();
         for job in watch.jobs() {
             let Some(limits) = self.jobs.get(&job).map(|job| job.limits) else { continue };
             let step = limits.step.map(|limit| (measured.begun, LimitKind::Step, limit));
-            let active = || watch.progress.active().max(measured.begun);
+            let active = || live.progress.active().max(measured.begun);
             let silence = limits.silence.filter(|_| measured.speaks);
             let silence = silence.map(|limit| (active(), LimitKind::Silence, limit));
             for (since, kind, limit) in step.into_iter().chain(silence) {
@@ -136,12 +142,12 @@ impl Shared {
         if state.due(work).is_none() {
             return;
         }
-        let Some(watch) = state.works.get_mut(&work) else { return };
-        if watch.guard.guarded {
-            return watch.guard.changed.notify_one();
+        let Some(live) = state.live(work) else { return };
+        if live.guard.guarded {
+            return live.guard.changed.notify_one();
         }
-        watch.guard.guarded = true;
-        let (changed, over) = (Arc::clone(&watch.guard.changed), watch.over.clone());
+        live.guard.guarded = true;
+        let (changed, over) = (Arc::clone(&live.guard.changed), live.over.clone());
         let shared = Arc::clone(self);
         self.tracker.spawn_on(async move { shared.watch_limits(work, &changed, &over).await }, &self.runtime);
     }
@@ -151,15 +157,15 @@ impl Shared {
             let (at, later) = {
                 let mut state = self.lock();
                 let Some(due) = state.due(work) else {
-                    if let Some(watch) = state.works.get_mut(&work) {
-                        watch.guard.guarded = false;
+                    if let Some(live) = state.live(work) {
+                        live.guard.guarded = false;
                     }
                     return;
                 };
                 if due.at > Instant::now() {
                     (due.at, None)
                 } else {
-                    let lines = state.works.get(&work).map(|watch| watch.progress.last_lines());
+                    let lines = state.live(work).map(|live| live.progress.last_lines());
                     let last_lines = lines.unwrap_or_default();
                     let error = LimitExceeded { kind: due.kind, limit: due.limit, last_lines };
                     let event = Event::Expired { work, job: due.job, error: OpError::failed(error) };
@@ -185,8 +191,8 @@ impl Shared {
         works.sort_unstable();
         for work in works {
             let mut error = error.clone();
-            if let Some(watch) = state.works.get(&work) {
-                error.last_lines = watch.progress.last_lines();
+            if let Some(live) = state.live(work) {
+                error.last_lines = live.progress.last_lines();
             }
             self.step(state, Event::Expired { work, job, error: OpError::failed(error) });
         }

@@ -92,6 +92,27 @@ async fn pruned_results_are_made_again() {
 }
 
 #[tokio::test]
+async fn a_result_that_its_reader_finds_lost_is_made_again() {
+    let bench = Bench::new();
+    let runs = bench.runs.clone();
+    let job = bench.solver.job("j", Arc::new(())).unwrap();
+    let graph = Arc::new(Graph::new(chain(&runs, "abc-1", 2)).unwrap());
+    let top = Edge { vertex: VertexIndex(4), output: OutputIndex(0) };
+    let build = async || job.build(Arc::clone(&graph), vec![top]).await.unwrap().remove(0).result.unwrap();
+    let first = build().await;
+    assert!(Arc::ptr_eq(&first, &build().await));
+    bench.keys.lost(&first).await.unwrap();
+    job.lost(&first);
+    let again = build().await;
+    assert!(!Arc::ptr_eq(&first, &again));
+    assert_eq!(Value::text(Some(&again)), "run1(run0(copy(image(),abc)))");
+    let counts = runs.lock().unwrap().clone();
+    assert_eq!((counts["run1"], counts["run0"]), (2, 1));
+    job.discard().await;
+    assert!(bench.solver.shared.lock().scheduler.is_empty(), "nothing is left");
+}
+
+#[tokio::test]
 async fn an_error_names_its_vertex() {
     let bench = Bench::new();
     let runs = bench.runs.clone();
@@ -209,15 +230,17 @@ async fn keys_of_a_result_reach_to_the_sources() {
     let job = bench.solver.job("j", Arc::new(())).unwrap();
     let edge = Edge { vertex: VertexIndex(3), output: OutputIndex(0) };
     let results = job.build(Graph::new(chain(&runs, "abc-1", 1)).unwrap(), vec![edge]).await.unwrap();
-    let key = &results[0].key;
-    assert_eq!(key.node, KeyNodeIndex(3));
-    let copy = &key.graph.nodes[2];
+    let graph = job.key_graph(&[results[0].key]).unwrap();
+    assert_eq!(graph.results, [KeyNodeIndex(3)]);
+    let copy = &graph.nodes[2];
     assert_eq!(copy.ids.len(), 1);
     assert_eq!(copy.outcome, Some(Outcome::Ran));
     let from = |input: usize| copy.inputs[input].iter().map(|key| key.from.clone()).collect::<Vec<_>>();
     assert_eq!(from(0), [KeyOrigin::Node(KeyNodeIndex(0))]);
     assert_eq!(from(1), [KeyOrigin::Node(KeyNodeIndex(1)), KeyOrigin::Content(Digest::of("abc"))]);
-    assert!(key.graph.nodes[1].digests[0].is_random());
+    assert!(graph.nodes[1].digests[0].is_random());
+    bench.solver.close().await;
+    assert!(matches!(job.key_graph(&[results[0].key]), Err(SolveError::Cancelled)));
 }
 
 #[tokio::test]

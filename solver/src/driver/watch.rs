@@ -1,6 +1,5 @@
 //! Telling jobs what happens to the work they wait for.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -15,6 +14,7 @@ use crate::outcome::Outcome;
 use crate::progress::{CANCELED, JobLog, VertexEvent, VertexProgress};
 use crate::reason::{Miss, Study};
 use crate::scheduler::{Completion, Effect, JobId, WorkId};
+use crate::tables::{HashMap, push_tight};
 use crate::vertex::{Graph, VertexDigest};
 
 /// A job as the driver sees it.
@@ -25,40 +25,42 @@ pub(crate) struct WatchedJob {
     /// The caches it has imported; none for most.
     pub(crate) imports: Option<Arc<Imports>>,
     /// What is fixed of the events of each vertex.
-    templates: HashMap<VertexDigest, VertexEvent>,
+    templates: HashMap<VertexDigest, Arc<VertexEvent>>,
 }
 
 /// A work as the driver sees it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Watch {
-    pub(super) cancel: CancellationToken,
-    /// Fires when the work is over.
-    pub(super) over: CancellationToken,
-    pub(super) progress: VertexProgress,
-    pub(super) guard: Guard,
-    waiters: WaiterSet,
+    /// Of most work there is more than may run at once, and much of it is never called.
+    pub(super) live: Option<Box<Live>>,
     vertices: Vec<(JobId, VertexDigest)>,
     started: Option<SystemTime>,
     /// Why its op had to run, once that is found out.
     pub(super) study: Option<Study>,
 }
 
-impl Default for Watch {
-    fn default() -> Self {
+/// What a work has from its first call on.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(super) cancel: CancellationToken,
+    /// Fires when the work is over.
+    pub(super) over: CancellationToken,
+    pub(super) progress: VertexProgress,
+    pub(super) guard: Guard,
+    waiters: WaiterSet,
+}
+
+impl Live {
+    fn new() -> Self {
         Self {
             cancel: CancellationToken::new(),
             over: CancellationToken::new(),
             progress: VertexProgress::discard(),
             guard: Guard::default(),
             waiters: WaiterSet::default(),
-            vertices: Vec::new(),
-            started: None,
-            study: None,
         }
     }
-}
 
-impl Watch {
     pub(crate) fn context(&self) -> OpContext {
         OpContext {
             cancel: self.cancel.clone(),
@@ -67,16 +69,13 @@ impl Watch {
         }
     }
 
-    /// The jobs that wait for it.
-    pub(super) fn jobs(&self) -> Vec<JobId> {
-        let mut jobs: Vec<_> = self.vertices.iter().map(|(job, _)| *job).collect();
-        jobs.sort_unstable();
-        jobs.dedup();
-        jobs
+    fn join(&self, id: JobId, job: &WatchedJob, vertex: VertexDigest) {
+        self.waiters.join(id.0, Arc::clone(&job.context));
+        self.progress.join(id.0, vertex, &job.log);
     }
 
-    /// Prepares for another call.
-    pub(super) fn renew(&mut self) {
+    /// Prepares for a call.
+    fn renew(&mut self) {
         if self.cancel.is_cancelled() {
             self.cancel = CancellationToken::new();
         }
@@ -84,7 +83,17 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Watch {
+    /// The jobs that wait for it.
+    pub(super) fn jobs(&self) -> Vec<JobId> {
+        let mut jobs: Vec<_> = self.vertices.iter().map(|(job, _)| *job).collect();
+        jobs.sort_unstable();
+        jobs.dedup();
+        jobs
+    }
+}
+
+impl Drop for Live {
     fn drop(&mut self) {
         self.over.cancel();
     }
@@ -118,7 +127,8 @@ impl State {
                 group: vertex.options.progress_group.clone(),
                 ..VertexEvent::announced(vertex.digest, &vertex.name)
             };
-            job.templates.insert(vertex.digest, event.clone());
+            let event = Arc::new(event);
+            job.templates.insert(vertex.digest, Arc::clone(&event));
             announced.push(event);
         }
         job.log.vertices(announced);
@@ -127,20 +137,38 @@ impl State {
     fn joined(&mut self, work: WorkId, id: JobId, vertex: VertexDigest) {
         let Some(job) = self.jobs.get(&id) else { return };
         let watch = self.works.entry(work).or_default();
-        watch.vertices.push((id, vertex));
-        watch.waiters.join(id.0, Arc::clone(&job.context));
+        push_tight(&mut watch.vertices, (id, vertex));
         if let Some(started) = watch.started {
             job.tell(vertex, |event| event.started = Some(started));
         }
-        watch.progress.join(id.0, vertex, &job.log);
+        if let Some(live) = &watch.live {
+            live.join(id, job, vertex);
+        }
+    }
+
+    /// A call of this work begins.
+    pub(crate) fn called(&mut self, work: WorkId) -> &mut Live {
+        let watch = self.works.entry(work).or_default();
+        let vertices = &watch.vertices;
+        let live = watch.live.get_or_insert_with(|| {
+            let live = Live::new();
+            for (id, vertex) in vertices {
+                if let Some(job) = self.jobs.get(id) {
+                    live.join(*id, job, *vertex);
+                }
+            }
+            Box::new(live)
+        });
+        live.renew();
+        live
     }
 
     fn left(&mut self, work: WorkId, id: JobId, vertex: VertexDigest, error: Option<&OpError>) {
         let Some(watch) = self.works.get_mut(&work) else { return };
         watch.vertices.retain(|other| *other != (id, vertex));
-        if watch.vertices.iter().all(|(job, _)| *job != id) {
-            watch.waiters.leave(id.0);
-            watch.progress.leave(id.0);
+        if let Some(live) = watch.live.as_ref().filter(|_| watch.vertices.iter().all(|(job, _)| *job != id)) {
+            live.waiters.leave(id.0);
+            live.progress.leave(id.0);
         }
         let Some(job) = self.jobs.get(&id) else { return };
         if watch.started.is_none() && error.is_none() {
@@ -168,8 +196,8 @@ impl State {
     fn ended(&mut self, work: WorkId, shown: Option<Completion>) {
         let Some(watch) = self.works.remove(&work) else { return };
         let Some(shown) = shown else { return };
-        if shown.error.is_some() {
-            watch.progress.send_tails();
+        if let Some(live) = watch.live.as_ref().filter(|_| shown.error.is_some()) {
+            live.progress.send_tails();
         }
         let now = SystemTime::now();
         for (job, vertex) in &watch.vertices {
@@ -218,7 +246,7 @@ impl State {
 
 impl WatchedJob {
     pub(crate) fn new(context: JobContext, log: Arc<JobLog>, limits: TimeLimits) -> Self {
-        Self { context, log, limits, imports: None, templates: HashMap::new() }
+        Self { context, log, limits, imports: None, templates: HashMap::default() }
     }
 
     /// Ends the job's log.
@@ -228,8 +256,8 @@ impl WatchedJob {
 
     fn tell(&self, vertex: VertexDigest, change: impl FnOnce(&mut VertexEvent)) {
         let Some(template) = self.templates.get(&vertex) else { return };
-        let mut event = template.clone();
+        let mut event = VertexEvent::clone(template);
         change(&mut event);
-        self.log.vertex(event);
+        self.log.vertex(Arc::new(event));
     }
 }

@@ -17,18 +17,18 @@ pub(crate) const CANCELED: &str = "context canceled";
 #[non_exhaustive]
 pub enum ProgressEvent {
     /// A vertex was announced, started or completed. The latest event of a digest counts.
-    Vertex(VertexEvent),
+    Vertex(Arc<VertexEvent>),
     /// Part of a vertex went on. The latest event of an id counts; earlier ones may be dropped.
     Status(StatusEvent),
     /// A process wrote something.
     Log(LogEvent),
     /// Something a user should look at.
-    Warning(WarningEvent),
+    Warning(Box<WarningEvent>),
 }
 
 impl ProgressEvent {
     /// Returns the vertex it is about.
-    pub const fn vertex(&self) -> VertexDigest {
+    pub fn vertex(&self) -> VertexDigest {
         match self {
             Self::Vertex(event) => event.digest,
             Self::Status(event) => event.vertex,

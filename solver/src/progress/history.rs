@@ -85,7 +85,9 @@ mod tests {
             ranges: Vec::new(),
         };
         for level in 0..MAX_EVENTS as i64 + 7 {
-            assert!(history.keep(&ProgressEvent::Warning(WarningEvent { level, ..warning.clone() })));
+            assert!(
+                history.keep(&ProgressEvent::Warning(Box::new(WarningEvent { level, ..warning.clone() })))
+            );
         }
         let mut all = Vec::new();
         history.each(|event| all.push(event));

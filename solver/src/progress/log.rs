@@ -1,6 +1,6 @@
 //! A job's events, kept for watchers that come late.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::progress::event::{CANCELED, ProgressEvent, SourceRange, StatusEvent, VertexEvent};
 use crate::progress::inference::CachedInference;
+use crate::tables::HashMap;
 use crate::vertex::VertexDigest;
 
 /// Distinct status ids kept per job; updates of further ones are dropped (updates may always be).
@@ -48,12 +49,12 @@ impl JobLog {
         Self { state: Mutex::default(), changed: watch::Sender::new(0), closed: CancellationToken::new() }
     }
 
-    pub(crate) fn vertex(&self, event: VertexEvent) {
+    pub(crate) fn vertex(&self, event: Arc<VertexEvent>) {
         self.vertices([event]);
     }
 
     /// The same for several, which watchers are woken for once.
-    pub(crate) fn vertices(&self, events: impl IntoIterator<Item = VertexEvent>) {
+    pub(crate) fn vertices(&self, events: impl IntoIterator<Item = Arc<VertexEvent>>) {
         self.append(|state| {
             for event in events {
                 // What was seen to be cached meanwhile is not cancelled by being left.
@@ -61,7 +62,7 @@ impl JobLog {
                     continue;
                 }
                 for cached in state.inference.observe(&event) {
-                    state.push_kept(ProgressEvent::Vertex(cached));
+                    state.push_kept(ProgressEvent::Vertex(Arc::new(cached)));
                 }
                 state.push_kept(ProgressEvent::Vertex(event));
             }
@@ -95,7 +96,7 @@ impl JobLog {
             for mut vertex in state.inference.unfinished() {
                 vertex.completed = Some(now);
                 vertex.error = Some(CANCELED.to_owned());
-                state.push_kept(ProgressEvent::Vertex(vertex));
+                state.push_kept(ProgressEvent::Vertex(Arc::new(vertex)));
             }
             state.closed = true;
         });

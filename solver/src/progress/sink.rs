@@ -11,6 +11,7 @@ use crate::progress::clip::{Clip, Limits};
 use crate::progress::event::{LogEvent, ProgressEvent, StatusEvent, StatusUpdate, Stream, WarningEvent};
 use crate::progress::history::History;
 use crate::progress::log::JobLog;
+use crate::tables::push_tight;
 use crate::vertex::VertexDigest;
 
 /// Bytes of output from which the last lines are taken.
@@ -90,7 +91,7 @@ impl VertexProgress {
     /// Warns of something. The event's vertex is filled in.
     pub fn warn(&self, mut warning: WarningEvent) {
         warning.level = warning.level.max(1);
-        self.lock().send(ProgressEvent::Warning(warning));
+        self.lock().send(ProgressEvent::Warning(Box::new(warning)));
     }
 
     /// Measures speed limits and silence from now on.
@@ -135,7 +136,7 @@ impl VertexProgress {
         }
         let watcher = Watcher { job, vertex, log: Arc::clone(log) };
         sink.history.each(|event| watcher.tell(event));
-        sink.watchers.push(watcher);
+        push_tight(&mut sink.watchers, watcher);
     }
 
     pub(crate) fn leave(&self, job: u64) {

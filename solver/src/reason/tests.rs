@@ -255,7 +255,9 @@ async fn reasons(graphs: &[&str], before_last: impl FnOnce(&MemoryKeys)) -> Stri
         let mut all = Vec::new();
         while let Some(events) = progress.next().await {
             for event in events {
-                if let ProgressEvent::Vertex(VertexEvent { name, miss: Some(miss), .. }) = &*event {
+                if let ProgressEvent::Vertex(event) = &*event
+                    && let VertexEvent { name, miss: Some(miss), .. } = &**event
+                {
                     all.push(format!("{name}: {}", shown(miss)));
                 }
             }

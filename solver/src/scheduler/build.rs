@@ -1,13 +1,14 @@
 //! Jobs and their builds: taking graphs in, handing results out.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::driver::CachedResult;
 use crate::error::{Error, Result, SolveError};
 use crate::key_graph::{KeyGraph, KeyInput, KeyNode, KeyNodeIndex, KeyOrigin, ResultKey};
+use crate::op::ResultRef;
 use crate::scheduler::node::{Level, Node, NodeId, Who};
 use crate::scheduler::{BuildId, Effect, JobId, Scheduler};
+use crate::tables::{HashMap, HashSet};
 use crate::vertex::{Edge, Graph, OutputIndex, VertexDigest};
 
 /// A job's nodes, kept until it closes: a vertex is computed once per job.
@@ -121,6 +122,19 @@ impl Scheduler {
         }
     }
 
+    /// Makes all nodes of a job forget a result that somebody outside has found lost.
+    pub(super) fn result_lost(&mut self, job: JobId, lost: &ResultRef, effects: &mut Vec<Effect>) {
+        let Some(state) = self.jobs.get(&job) else { return };
+        let mut holders = Vec::new();
+        for &id in state.nodes.values() {
+            holders.extend(self.nodes[id].outputs_with(lost).map(|output| (id, output)));
+        }
+        holders.sort_unstable();
+        for (id, output) in holders {
+            self.reset(id, output, lost, effects);
+        }
+    }
+
     fn finish_build(&mut self, build: BuildId, effects: &mut Vec<Effect>) {
         let Some(state) = self.builds.get(&build) else { return };
         // A result that was there may have been found lost since, and is being made again.
@@ -135,13 +149,10 @@ impl Scheduler {
             return;
         }
         let Some(state) = self.builds.get(&build) else { return };
-        let (graph, places) = self.key_graph(&state.edges);
-        let graph = Arc::new(graph);
         let mut results = Vec::with_capacity(state.edges.len());
-        for edge in &state.edges {
-            let done = self.nodes[edge.0].out(edge.1).and_then(|out| out.done.clone());
-            if let (Some(done), Some(&node)) = (done, places.get(edge)) {
-                let key = ResultKey { graph: Arc::clone(&graph), node };
+        for &(node, output) in &state.edges {
+            if let Some(done) = self.nodes[node].out(output).and_then(|out| out.done.clone()) {
+                let key = ResultKey { node, output };
                 results.push(CachedResult { result: done.result, key, outcome: done.outcome });
             }
         }
@@ -193,11 +204,12 @@ impl Scheduler {
         self.light.forget(job);
     }
 
-    /// Writes down the keys of these edges and of all below, inputs first.
-    fn key_graph(
-        &self,
-        edges: &[(NodeId, OutputIndex)],
-    ) -> (KeyGraph, HashMap<(NodeId, OutputIndex), KeyNodeIndex>) {
+    /// Writes down the keys of a job's results and of all below, inputs first. None when the job has ended.
+    pub(crate) fn key_graph(&self, job: JobId, results: &[ResultKey]) -> Option<KeyGraph> {
+        let edges: Vec<_> = results.iter().map(|key| (key.node, key.output)).collect();
+        if edges.iter().any(|(node, _)| self.nodes.get(*node).is_none_or(|node| node.job != job)) {
+            return None;
+        }
         let mut seen: HashSet<(NodeId, OutputIndex)> = edges.iter().copied().collect();
         let mut open: Vec<_> = seen.iter().copied().collect();
         while let Some((id, _)) = open.pop() {
@@ -209,14 +221,15 @@ impl Scheduler {
         }
         let mut order: Vec<_> = seen.into_iter().collect();
         order.sort_unstable_by_key(|(id, output)| (self.nodes[*id].seq, *output));
-        let mut places = HashMap::with_capacity(order.len());
-        let mut graph = KeyGraph { nodes: Vec::with_capacity(order.len()) };
+        let mut places = HashMap::with_capacity_and_hasher(order.len(), Default::default());
+        let mut graph = KeyGraph { nodes: Vec::with_capacity(order.len()), results: Vec::new() };
         for (id, output) in order {
             let place = KeyNodeIndex(u32::try_from(graph.nodes.len()).unwrap_or(u32::MAX));
             graph.nodes.push(self.key_node(&self.nodes[id], output, &places));
             places.insert((id, output), place);
         }
-        (graph, places)
+        graph.results = edges.iter().filter_map(|edge| places.get(edge).copied()).collect();
+        Some(graph)
     }
 
     fn key_node(

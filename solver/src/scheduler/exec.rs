@@ -1,6 +1,5 @@
 //! Executions: found by cache key, looked up a last time, run, saved, handed to all who wait.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use kiln_digest::Digest;
@@ -16,6 +15,7 @@ use crate::scheduler::work::{Kind, Phase, Work};
 use crate::scheduler::{
     Asker, Call, Completion, Effect, Found, JobId, Query, QueryId, Reply, Scheduler, WorkId,
 };
+use crate::tables::{HashMap, push_tight};
 use crate::vertex::OutputIndex;
 
 /// One run of an op, for all outputs.
@@ -188,7 +188,7 @@ impl InputKeys {
 impl WorkIndex {
     fn add(&mut self, id: WorkId, exec: &Exec) {
         for key in exec.keys.index_keys() {
-            self.0.entry(key).or_default().push(id);
+            push_tight(self.0.entry(key).or_default(), id);
         }
     }
 
@@ -254,7 +254,7 @@ impl Scheduler {
             finished: Vec::new(),
             ran: false,
             raw: Vec::new(),
-            holders: HashMap::new(),
+            holders: HashMap::default(),
         };
         let work = WorkId(self.fresh_id());
         self.index.add(work, &exec);

@@ -1,8 +1,9 @@
 //! A gate that lets jobs pass in turn.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::scheduler::{JobId, WorkId};
+use crate::tables::HashMap;
 
 /// Lets a number of works run at once and takes the next from each job in turn, so that none waits behind another's
 /// hundred. A work that several jobs want stands in the queue of each, once; whoever comes first takes it along.
@@ -26,8 +27,8 @@ impl Gate {
         Self {
             limit: limit.max(1),
             running: 0,
-            queues: HashMap::new(),
-            places: HashMap::new(),
+            queues: HashMap::default(),
+            places: HashMap::default(),
             turns: VecDeque::new(),
             arrived: 0,
         }

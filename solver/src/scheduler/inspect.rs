@@ -1,13 +1,12 @@
 //! A look from outside, for simulations: what a scheduler itself need not know.
 
-use std::collections::{HashMap, HashSet};
-
 use crate::key::KeyDigest;
 use crate::keys::KeyAndSelector;
 use crate::op::Slot;
 use crate::scheduler::node::{NodeId, Who};
 use crate::scheduler::work::{Kind, Phase, Work};
 use crate::scheduler::{Asker, JobId, QueryId, Scheduler, WorkId};
+use crate::tables::{HashMap, HashSet};
 use crate::vertex::OutputIndex;
 
 /// What identifies an execution.
@@ -57,8 +56,8 @@ impl Scheduler {
 
     /// Returns all work that an open build waits for, by whatever chain of vertices, or that is being saved.
     pub(crate) fn wanted_works(&self) -> HashSet<WorkId> {
-        let mut live = HashMap::new();
-        let mut wanted = HashSet::new();
+        let mut live = HashMap::default();
+        let mut wanted = HashSet::default();
         for (id, work) in &self.works {
             let waited_for = work.waiters.iter().any(|waiting| self.is_wanted(waiting.node, &mut live));
             if waited_for || work.phase == Phase::Saving {

@@ -16,7 +16,7 @@ mod tests;
 mod wait;
 mod work;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kiln_digest::Digest;
@@ -27,6 +27,7 @@ use crate::key::{KeyDigest, KeyId};
 use crate::keys::{CacheRecord, KeyAndSelector, NewKey};
 use crate::op::{CacheMap, CacheMapPart, Op, ResultRef};
 use crate::outcome::Outcome;
+use crate::tables::HashMap;
 use crate::vertex::{Edge, Graph, OutputIndex, VertexDigest};
 
 use crate::scheduler::build::{Build, JobState};
@@ -34,7 +35,8 @@ use crate::scheduler::exec::WorkIndex;
 use crate::scheduler::gate::Gate;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use crate::scheduler::inspect::Execution;
-use crate::scheduler::node::{NodeId, Nodes};
+pub(crate) use crate::scheduler::node::NodeId;
+use crate::scheduler::node::Nodes;
 use crate::scheduler::work::{Work, WorkKey};
 
 /// Names a job.
@@ -64,6 +66,11 @@ pub(crate) enum Event {
         edges: Vec<Edge>,
     },
     BuildDropped(BuildId),
+    /// Whoever got this result of a build has found it lost.
+    ResultLost {
+        job: JobId,
+        result: ResultRef,
+    },
     JobClosed(JobId),
     Queried {
         query: QueryId,
@@ -212,14 +219,14 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
-            jobs: HashMap::new(),
-            builds: HashMap::new(),
+            jobs: HashMap::default(),
+            builds: HashMap::default(),
             nodes: Nodes::default(),
-            shared: HashMap::new(),
-            works: HashMap::new(),
-            by_key: HashMap::new(),
+            shared: HashMap::default(),
+            works: HashMap::default(),
+            by_key: HashMap::default(),
             index: WorkIndex::default(),
-            queries: HashMap::new(),
+            queries: HashMap::default(),
             processes: Gate::new(limits.processes),
             light: Gate::new(limits.light),
             ready: VecDeque::new(),
@@ -236,6 +243,7 @@ impl Scheduler {
             }
             Event::BuildWanted { job, build, graph, edges } => self.want(job, build, graph, &edges, effects),
             Event::BuildDropped(build) => self.drop_build(build, effects),
+            Event::ResultLost { job, result } => self.result_lost(job, &result, effects),
             Event::JobClosed(job) => self.close_job(job, effects),
             Event::Queried { query, found } => self.queried(query, found, effects),
             Event::Done { work, reply } => self.done(work, reply, effects),

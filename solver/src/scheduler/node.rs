@@ -10,11 +10,12 @@ use crate::keys::{CacheRecord, KeyAndSelector, RecordId};
 use crate::op::{CacheMap, Dep, ResultRef};
 use crate::outcome::Outcome;
 use crate::scheduler::{BuildId, JobId, WorkId};
+use crate::tables::push_tight;
 use crate::vertex::{Graph, OutputIndex, Vertex};
 
 /// Position of a node in [`Nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct NodeId(usize);
+pub(crate) struct NodeId(usize);
 
 /// How much is to be known of an edge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,14 +189,22 @@ impl Node {
 
     pub(super) fn out_mut(&mut self, output: OutputIndex) -> &mut Out {
         let position = self.outs.iter().position(|out| out.output == output).unwrap_or_else(|| {
-            // Nearly all have one only, and a vector's first growth is by four.
-            if self.outs.is_empty() {
-                self.outs.reserve_exact(1);
-            }
-            self.outs.push(Out { output, ..Out::default() });
+            push_tight(&mut self.outs, Out { output, ..Out::default() });
             self.outs.len() - 1
         });
         &mut self.outs[position]
+    }
+
+    /// Returns the outputs that have this very result.
+    pub(super) fn outputs_with<'a>(
+        &'a self,
+        result: &'a ResultRef,
+    ) -> impl Iterator<Item = OutputIndex> + 'a {
+        let has = |out: &Out| {
+            let done = out.done.as_ref().and_then(|done| done.result.as_ref());
+            done.is_some_and(|its| Arc::ptr_eq(its, result))
+        };
+        self.outs.iter().filter(move |out| has(out)).map(|out| out.output)
     }
 
     /// Returns whether some output lacks what is wanted of it.

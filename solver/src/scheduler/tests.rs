@@ -135,7 +135,7 @@ fn build(keys: &MemoryKeys, graph: &Arc<Graph>, edge: Edge, slow: (u64, u64)) ->
     while let Some(events) = told.next().now_or_never().flatten() {
         for event in events {
             if let ProgressEvent::Vertex(event) = &*event {
-                ended.insert(event.digest, event.clone());
+                ended.insert(event.digest, VertexEvent::clone(event));
             }
         }
     }

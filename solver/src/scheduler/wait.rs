@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use crate::error::SolveError;
 use crate::scheduler::node::{Level, NodeId, Stage, Waiter, Who};
 use crate::scheduler::{Effect, JobId, Scheduler, WorkId};
+use crate::tables::push_tight;
 use crate::vertex::OutputIndex;
 
 impl Scheduler {
@@ -14,7 +15,7 @@ impl Scheduler {
         if out.has(level) {
             return true;
         }
-        out.waiters.push(Waiter { who, level });
+        push_tight(&mut out.waiters, Waiter { who, level });
         out.want(level);
         self.make_ready(id);
         false
@@ -43,7 +44,9 @@ impl Scheduler {
     pub(super) fn begin_wait(&mut self, id: NodeId, work: Option<WorkId>) {
         let node = &mut self.nodes[id];
         node.wait.pending += 1;
-        node.wait.works.extend(work);
+        if let Some(work) = work {
+            push_tight(&mut node.wait.works, work);
+        }
         if node.wait.pending == 1 {
             let job = node.job;
             if let Some(job) = self.jobs.get_mut(&job) {

@@ -10,6 +10,7 @@ use crate::outcome::{Hit, Matched, Outcome};
 use crate::scheduler::exec::Exec;
 use crate::scheduler::node::{Done, Level, Node, NodeId, Stage};
 use crate::scheduler::{Call, Completion, Effect, JobId, Loaded, Reply, Scheduler, WorkId};
+use crate::tables::push_tight;
 use crate::vertex::{OutputIndex, VertexDigest};
 
 /// How often an input of one vertex may be found lost before that vertex fails.
@@ -163,7 +164,7 @@ impl Scheduler {
         let new_job = !work.waits_for(job);
         let shown = work.waiters.iter().any(|waiting| waiting.job == job && waiting.vertex == vertex);
         let late = work.phase == Phase::Running;
-        work.waiters.push(Waiting { node, epoch, job, vertex, output, late });
+        push_tight(&mut work.waiters, Waiting { node, epoch, job, vertex, output, late });
         if work.has_context() && !shown {
             effects.push(Effect::Joined { work: id, job, vertex });
         }
@@ -475,7 +476,13 @@ impl Scheduler {
     }
 
     /// Makes a node forget a result that is lost.
-    fn reset(&mut self, id: NodeId, output: OutputIndex, lost: &ResultRef, effects: &mut Vec<Effect>) {
+    pub(super) fn reset(
+        &mut self,
+        id: NodeId,
+        output: OutputIndex,
+        lost: &ResultRef,
+        effects: &mut Vec<Effect>,
+    ) {
         let forced = self.nodes[id].forced();
         let waiting = self.nodes[id].wait.pending > 0;
         let out = self.nodes[id].out_mut(output);

@@ -301,20 +301,23 @@ impl Images {
                 ),
             ));
         }
-        match from.origin {
-            Origin::Registry(reference) => {
-                self.registry.fetch_into(&*self.content, reference, descriptor, from.access).await?;
+        // Reading removes a damaged one, so it is fetched again in the second round.
+        for _round in 0..2 {
+            match from.origin {
+                Origin::Registry(reference) => {
+                    self.registry.fetch_into(&*self.content, reference, descriptor, from.access).await?;
+                }
+                Origin::Layout(layout) => {
+                    from.layouts.fetch(layout, descriptor, &*self.content, &mut |_, _| {}).await?;
+                }
             }
-            Origin::Layout(layout) => {
-                from.layouts.fetch(layout, descriptor, &*self.content, &mut |_, _| {}).await?;
+            let expires = SystemTime::now().checked_add(DOCUMENT_LEASE);
+            self.cache.lease_blob("image-documents", descriptor.digest, expires).await?;
+            if let Some(bytes) = self.content.read_all(&descriptor.digest, MAX_DOCUMENT).await? {
+                return Ok(bytes);
             }
         }
-        let expires = SystemTime::now().checked_add(DOCUMENT_LEASE);
-        self.cache.lease_blob("image-documents", descriptor.digest, expires).await?;
-        match self.content.read_all(&descriptor.digest, MAX_DOCUMENT).await? {
-            Some(bytes) => Ok(bytes),
-            None => Err(kiln_content::Error::NotFound(descriptor.digest).into()),
-        }
+        Err(kiln_content::Error::NotFound(descriptor.digest).into())
     }
 
     async fn repositories(&self, root: &Digest) -> Result<Vec<String>> {

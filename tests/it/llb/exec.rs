@@ -12,7 +12,7 @@ use crate::support::{LIMIT, Site, check_contains, mounts_below, processes_with, 
 fn exec_op(script: &str, mounts: Vec<pb::Mount>) -> pb::op::Op {
     let args = ["/bin/sh", "-ec", script].map(String::from).to_vec();
     let meta = pb::Meta { args, cwd: "/".into(), remove_mount_stubs_recursive: true, ..pb::Meta::default() };
-    pb::op::Op::Exec(pb::ExecOp { meta: Some(meta), mounts, ..pb::ExecOp::default() })
+    pb::op::Op::Exec(Box::new(pb::ExecOp { meta: Some(meta), mounts, ..pb::ExecOp::default() }))
 }
 
 fn mount(dest: &str, input: i64, output: i64) -> pb::Mount {
@@ -316,5 +316,52 @@ fn of_a_cancelled_step_nothing_is_left() -> Result<()> {
         )
     };
     kiln_tests::wait_for("its files to go", LIMIT, None, || left().is_ok_and(|found| found.is_empty()))?;
+    Ok(())
+}
+
+#[test]
+fn devices_are_given_by_name_to_those_who_may() -> Result<()> {
+    let specs = tempfile::tempdir()?;
+    std::fs::write(specs.path().join("kept"), "of the host\n")?;
+    let spec = format!(
+        "kind: vendor.com/dev
+containerEdits: {{env: [VENDOR=1]}}
+devices:
+- name: null
+  containerEdits:
+    env: [DEVICE=null]
+    deviceNodes: [{{path: /dev/mine, hostPath: /dev/null, permissions: rw}}]
+    mounts: [{{hostPath: {}/kept, containerPath: /opt/kept, options: [ro]}}]
+    additionalGids: [4321]
+- {{name: free, annotations: {{org.mobyproject.buildkit.device.autoallow: \"true\", org.mobyproject.buildkit.device.class: any}}}}
+- {{name: hooked, containerEdits: {{hooks: [{{hookName: createContainer, path: /x}}]}}}}
+",
+        specs.path().display()
+    );
+    std::fs::write(specs.path().join("vendor.yaml"), spec)?;
+    let args = vec![format!("--cdi-spec-dir={}", specs.path().display())];
+    let site = Site::with_options(&[], DaemonOptions { args, ..DaemonOptions::default() })?;
+    let wants = |device: &str| {
+        let script = "echo $VENDOR $DEVICE $(id -G) > /out; [ ! -c /dev/mine ] || stat -c %t:%T /dev/mine >> /out; \
+                      cat /opt/kept >> /out || true; echo x 2>/dev/null > /dev/mine";
+        shell(script).device(device, false).meta(uncached())
+    };
+    // A build that may have it all, and one that may have this one.
+    for allow in ["--allow=device", "--allow=device=name=vendor.com/dev=null"] {
+        assert_eq!(out(&site, wants("vendor.com/dev=null"), &[allow])?, "1 null 0 4321\n1:3\nof the host\n");
+    }
+    assert_eq!(out(&site, wants("any"), &[])?, "1 0\n");
+    assert_eq!(out(&site, shell("ls /dev/mine > /out || true").device("none/of=them", true), &[])?, "");
+    for (device, allow, want) in [
+        ("vendor.com/dev=null", "", "device vendor.com/dev=null is requested by the build but not allowed"),
+        ("vendor.com/dev=two", "--allow=device", "required device \"vendor.com/dev=two\" is not registered"),
+        ("vendor.com/dev=two", "", "required device \"vendor.com/dev=two\" is not registered"),
+        ("vendor.com/dev=hooked", "--allow=device", "it needs hooks, which are not supported"),
+    ] {
+        let args: Vec<&str> = [allow].into_iter().filter(|allow| !allow.is_empty()).collect();
+        check_contains(&site.fails(&base()?.run(wants(device)).root(), &args)?, &[want]);
+    }
+    let workers = site.daemon.run(&["debug", "workers", "-v"])?.success()?.stdout;
+    check_contains(&workers, &["Devices:", "vendor.com/dev=free", "AutoAllow:"]);
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use kiln_tests::{Binaries, Daemon, DaemonOptions, Registry, push_base_image};
+use kiln_tests::{Binaries, Daemon, DaemonOptions, Finished, Registry, push_base_image};
 
 use super::graphs::Graph;
 use super::payload::Payload;
@@ -20,8 +20,8 @@ const MERGED: usize = 30;
 pub(super) struct Lab {
     maker: Binaries,
     scale: f64,
-    /// The program that solves and measures, the same one for all sides.
-    pub(super) client: PathBuf,
+    /// The programs that solve and measure, the same ones for all sides.
+    programs: PathBuf,
     base: Option<String>,
     registry: Registry,
     dir: tempfile::TempDir,
@@ -29,9 +29,32 @@ pub(super) struct Lab {
 
 impl Lab {
     /// An empty one; `maker` will make its images.
-    pub(super) fn new(maker: &Binaries, client: PathBuf, scale: f64) -> Result<Self> {
+    pub(super) fn new(maker: &Binaries, programs: PathBuf, scale: f64) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("kiln-bench-").tempdir()?;
-        Ok(Self { maker: maker.clone(), scale, client, base: None, registry: Registry::start()?, dir })
+        Ok(Self { maker: maker.clone(), scale, programs, base: None, registry: Registry::start()?, dir })
+    }
+
+    /// One of the programs that measure.
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    /// Root of a daemon whose catalogue has so many records.
+    pub(super) fn filled(&self, records: u32) -> PathBuf {
+        self.dir.path().join(format!("filled-{records}"))
+    }
+
+    /// Makes that root, once.
+    pub(super) fn fill(&mut self, records: u32) -> Result<()> {
+        let root = self.filled(records);
+        if root.exists() {
+            return Ok(());
+        }
+        let count = self.scaled(f64::from(records)).next_multiple_of(10).to_string();
+        let kiln = root.join("kiln").display().to_string();
+        let mut fill = std::process::Command::new(self.program("catalogue"));
+        Finished::run(fill.args(["fill", &kiln, &count]))?.success()?;
+        Ok(())
     }
 
     /// Directory of the context `name`.

@@ -51,6 +51,7 @@ impl Unit {
     /// With the digits that matter.
     pub(super) fn show(self, value: f64) -> String {
         match self {
+            Self::Seconds if value < 1e-3 => format!("{:.1} µs", value * 1e6),
             Self::Seconds if value < 1.0 => format!("{:.1} ms", value * 1e3),
             Self::Seconds => format!("{value:.2} s"),
             Self::Mebibytes => format!("{value:.1} MiB"),
@@ -62,6 +63,9 @@ impl Unit {
 
 /// How often what takes milliseconds is repeated within a run.
 const REPEATS: usize = 15;
+/// How often what is to be slow once in a hundred times is.
+const MANY: usize = 400;
+const OTHER_CATALOGUE: &str = "its catalogue has another form";
 const TOO_LARGE: &str = "a graph of this size takes it minutes to hours";
 
 /// A graph solved from nothing, and again.
@@ -93,6 +97,34 @@ macro_rules! plan_group {
             steps: &[
                 Step { name: $plan, unit: Unit::Seconds, measure: |stage| stage.plan($plan) },
                 Step { name: $memory, unit: Unit::Mebibytes, measure: |stage| stage.peak_memory() },
+            ],
+        }
+    };
+}
+
+/// What one thing costs in a catalogue of so many records.
+macro_rules! cost_group {
+    ($records:literal, $lookup:literal, $insert:literal, $collect:literal) => {
+        Group {
+            peer: Peer::LeftOut(OTHER_CATALOGUE),
+            prepare: |lab| lab.fill($records),
+            setup: |_| Ok(()),
+            steps: &[
+                Step {
+                    name: $lookup,
+                    unit: Unit::Seconds,
+                    measure: |stage| stage.catalogue_costs($records).map(|costs| costs[0]),
+                },
+                Step {
+                    name: $insert,
+                    unit: Unit::Seconds,
+                    measure: |stage| stage.catalogue_costs($records).map(|costs| costs[1]),
+                },
+                Step {
+                    name: $collect,
+                    unit: Unit::Seconds,
+                    measure: |stage| stage.catalogue_costs($records).map(|costs| costs[2]),
+                },
             ],
         }
     };
@@ -141,6 +173,40 @@ pub(super) const GROUPS: &[Group] = &[
             Step { name: "chain40-cached", unit: Unit::Seconds, measure: |stage| stage.build("chain", &[]) },
             Step { name: "idle-memory-used", unit: Unit::Mebibytes, measure: |stage| stage.idle_memory() },
         ],
+    },
+    Group {
+        peer: Peer::Able,
+        prepare: Lab::make_chain,
+        setup: pull_base,
+        steps: &[
+            Step { name: "step", unit: Unit::Seconds, measure: |stage| stage.median_step("chain") },
+            Step {
+                name: "step-after2000",
+                unit: Unit::Seconds,
+                measure: |stage| {
+                    for _ in 0..50 {
+                        stage.build("chain", &["--no-cache"])?;
+                    }
+                    stage.median_step("chain")
+                },
+            },
+        ],
+    },
+    Group {
+        peer: Peer::LeftOut("it has no such helper"),
+        prepare: Lab::make_chain,
+        setup: |stage| stage.build("chain", &[]).map(drop),
+        steps: &[Step {
+            name: "helper-memory",
+            unit: Unit::Mebibytes,
+            measure: |stage| stage.helper_memory(),
+        }],
+    },
+    Group {
+        peer: Peer::LeftOut("its executor is not to be had without its daemon"),
+        prepare: |_| Ok(()),
+        setup: |_| Ok(()),
+        steps: &[Step { name: "bare-step", unit: Unit::Seconds, measure: |stage| stage.bare_step() }],
     },
     Group {
         peer: Peer::Able,
@@ -285,6 +351,52 @@ pub(super) const GROUPS: &[Group] = &[
     },
     plan_group!("plan10k-wide", Graph::Fan(9_999), "plan10k-wide-memory"),
     plan_group!("plan10k-deep", Graph::Chain(9_999), "plan10k-deep-memory"),
+    Group {
+        peer: Peer::Able,
+        prepare: |lab| lab.write_graph("pruned", Graph::Forest(10)),
+        setup: |stage| stage.solve("pruned", 1).map(drop),
+        steps: &[Step { name: "prune1k", unit: Unit::Seconds, measure: |stage| stage.prune() }],
+    },
+    Group {
+        peer: Peer::LeftOut("what counts is the ratio of the two"),
+        prepare: |lab| {
+            lab.write_graph("pruned5k", Graph::Forest(50))?;
+            lab.write_graph("beside", Graph::Chain(100))
+        },
+        setup: |stage| {
+            stage.solve("pruned5k", 1)?;
+            stage.solve("beside", 10).map(drop)
+        },
+        steps: &[
+            Step { name: "p99", unit: Unit::Seconds, measure: |stage| stage.p99_solve("beside", MANY) },
+            Step {
+                name: "p99-pruning",
+                unit: Unit::Seconds,
+                measure: |stage| stage.p99_solve_while_pruning("beside", "description~=/t[0-9]"),
+            },
+        ],
+    },
+    Group {
+        peer: Peer::LeftOut(OTHER_CATALOGUE),
+        prepare: |lab| lab.fill(1_000_000),
+        setup: |_| Ok(()),
+        steps: &[
+            Step {
+                name: "startup1m",
+                unit: Unit::Seconds,
+                measure: |stage| stage.start_filled(1_000_000).map(|(took, _)| took),
+            },
+            Step {
+                name: "startup1m-memory",
+                unit: Unit::Mebibytes,
+                measure: |stage| stage.start_filled(1_000_000).map(|(_, memory)| memory),
+            },
+        ],
+    },
+    cost_group!(1_000, "lookup1k", "insert1k", "collect1k"),
+    cost_group!(10_000, "lookup10k", "insert10k", "collect10k"),
+    cost_group!(100_000, "lookup100k", "insert100k", "collect100k"),
+    cost_group!(1_000_000, "lookup1m", "insert1m", "collect1m"),
     Group {
         peer: Peer::Able,
         prepare: |lab| lab.write_graph("growth", Graph::Forest(1)),

@@ -79,7 +79,7 @@ async fn mistakes() {
         ("debug ctl x", 1, "error: must specify one of --pin, --unpin, --delete\n"),
         ("debug ctl x --pin --delete", 1, "error: cannot specify --delete with --pin or --unpin\n"),
         ("debug dump-llb /nofile", 1, "error: open /nofile: no such file or directory\n"),
-        ("debug monitor", 1, "error: debug monitor is not supported yet\n"),
+        ("debug dump-metadata", 1, "error: debug dump-metadata is not supported yet\n"),
         (
             "--tlsdir /nodir du",
             1,

@@ -14,23 +14,23 @@ use crate::ops::exec::{ExecOp, ROOT};
 use crate::secrets::SecretFiles;
 
 /// A mount while the step runs, and what becomes of it.
-pub(super) enum Prepared {
+pub(crate) enum Prepared {
     /// Changes are a result.
     Writable(MutableRef),
     /// The input again is a result.
     Passed(Option<Ref>),
     /// No result; the directory lives as long as the step.
-    Held(#[expect(dead_code, reason = "holds the directory for the time of the step")] MutableRef),
+    Held(MutableRef),
     /// No result; the input lives as long as the step.
     Kept(#[expect(dead_code, reason = "holds the input for the time of the step")] Option<Ref>),
 }
 
 /// The mounts of one step while they are put together and used.
-pub(super) struct StepMounts<'a> {
+pub(crate) struct StepMounts<'a> {
     /// The root filesystem.
-    pub(super) root: Option<StepMount>,
+    pub(crate) root: Option<StepMount>,
     /// All other mounts.
-    pub(super) others: Vec<StepMount>,
+    pub(crate) others: Vec<StepMount>,
     op: &'a ExecOp,
     inputs: &'a [Option<Ref>],
     provider: &'a Provider,
@@ -45,7 +45,7 @@ pub(super) struct StepMounts<'a> {
 }
 
 impl<'a> StepMounts<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         op: &'a ExecOp,
         inputs: &'a [Option<Ref>],
         provider: &'a Provider,
@@ -68,7 +68,7 @@ impl<'a> StepMounts<'a> {
     }
 
     /// Prepares all mounts, in the order of their destinations.
-    pub(super) async fn prepare(&mut self) -> Result<(), OpError> {
+    pub(crate) async fn prepare(&mut self) -> Result<(), OpError> {
         let op = self.op;
         let mut order: Vec<(String, usize, &pb::Mount)> = op
             .op
@@ -88,12 +88,25 @@ impl<'a> StepMounts<'a> {
     }
 
     /// Ends what served the mounts; gives what they leave, in the order of the op's mounts.
-    pub(super) async fn close(self) -> Vec<Prepared> {
+    pub(crate) async fn close(self) -> Vec<Prepared> {
         self.secrets.close().await;
         self.agents.close().await;
         // A directory that is a result may have no other holder.
         drop(self.caches);
         self.prepared.into_iter().flatten().collect()
+    }
+
+    /// Resolves when the step has to stop because the disk is full; says so.
+    pub(crate) async fn out_of_space(&self) -> kiln_cache::Error {
+        let writers = self.prepared.iter().flatten().filter_map(|prepared| match prepared {
+            Prepared::Writable(mutable) | Prepared::Held(mutable) => Some(Box::pin(mutable.out_of_space())),
+            Prepared::Passed(_) | Prepared::Kept(_) => None,
+        });
+        let writers: Vec<_> = writers.collect();
+        if writers.is_empty() {
+            return std::future::pending().await;
+        }
+        futures::future::select_all(writers).await.0
     }
 
     async fn one(&mut self, mount: &pb::Mount, dest: &str) -> Result<Option<Prepared>, OpError> {
@@ -232,7 +245,7 @@ impl<'a> StepMounts<'a> {
 }
 
 /// The destination of a mount, absolute.
-pub(super) fn dest(op: &pb::ExecOp, mount: &pb::Mount) -> String {
+pub(crate) fn dest(op: &pb::ExecOp, mount: &pb::Mount) -> String {
     if mount.dest.starts_with('/') {
         return crate::fileop::clean(&mount.dest);
     }

@@ -201,8 +201,7 @@ impl Simulation {
     /// A call asks for something: of those who wait, the first whose session lives gives it.
     fn ask(&mut self, work: WorkId) -> Step {
         self.report.steps += 1;
-        let contexts = self.state.works.get(&work).map(|watch| watch.context().waiters.current());
-        let contexts = contexts.unwrap_or_default();
+        let contexts = self.state.called(work).context().waiters.current();
         let sessions: Vec<_> =
             contexts.iter().filter_map(|context| context.downcast_ref::<Session>()).collect();
         let lenders: HashSet<JobId> = sessions.iter().map(|session| session.job).collect();

@@ -1,4 +1,7 @@
-//! The gateway service: what clients that drive a build themselves call.
+//! The gateway service: what clients that drive a build themselves call, and frontends that run as processes.
+
+mod exec;
+mod stdio;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -17,38 +20,59 @@ use kiln_api::gateway::{
     StatFileResponse, WarnRequest, WarnResponse,
 };
 use kiln_api::types::BuildkitVersion;
-use kiln_api::{errdetails, fsutil, pb};
-use kiln_engine::{BuildBridge, Engine, Error};
+use kiln_api::{fsutil, pb};
+use kiln_engine::{BuildBridge, Container, ContainerMount, ContainerRequest, Engine};
 use kiln_frontend::{
     Bridge as _, FileRange, FileStat, FrontendResult, Reference, References, ResolveMode, ResolveRequest,
     SourceMetadata, Warning,
 };
 use kiln_llb::caps::{CapList, CapSet};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+pub use self::stdio::FrontendServer;
 use crate::{convert, errors};
 
 /// Names the build that a call belongs to.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
 /// How long a call waits for its build to begin.
 const BUILD_WAIT: Duration = Duration::from_secs(3);
+/// Messages about processes on their way to a client; when it is full, the processes wait.
+const EXEC_BUFFER: usize = 16;
 
-/// The gateway over an engine.
+/// The gateway over the builds of an engine, or over one bridge.
 #[derive(Clone, Debug)]
 pub struct Gateway {
-    engine: Engine,
+    calls: Calls,
     version: BuildkitVersion,
+    /// Owns streams that are open.
+    tasks: TaskTracker,
+}
+
+/// What calls are about.
+#[derive(Clone, Debug)]
+enum Calls {
+    /// The build that each names.
+    Of(Engine),
+    /// Always the same.
+    One(BuildBridge),
 }
 
 impl Gateway {
-    pub(crate) fn new(engine: Engine, version: BuildkitVersion) -> Self {
-        Self { engine, version }
+    pub(crate) fn new(engine: Engine, version: BuildkitVersion, tasks: TaskTracker) -> Self {
+        Self { calls: Calls::Of(engine), version, tasks }
     }
 
     async fn bridge<T>(&self, request: &Request<T>) -> Result<BuildBridge, Status> {
+        let engine = match &self.calls {
+            Calls::Of(engine) => engine,
+            Calls::One(bridge) => return Ok(bridge.clone()),
+        };
         let id = request.metadata().get(BUILD_ID).and_then(|v| v.to_str().ok()).filter(|id| !id.is_empty());
         let id = id.ok_or_else(|| Status::invalid_argument("no buildid found in context"))?;
-        tokio::time::timeout(BUILD_WAIT, self.engine.bridge(id))
+        tokio::time::timeout(BUILD_WAIT, engine.bridge(id))
             .await
             .map_err(|_| Status::not_found(format!("unknown job {id}")))
     }
@@ -182,8 +206,18 @@ fn source_meta(metadata: SourceMetadata) -> ResolveSourceMetaResponse {
     }
 }
 
-fn containers<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("containers of the gateway are not supported yet"))
+/// What a call about a container's mount names.
+fn mounted(bridge: &BuildBridge, id: &str, mount: i32) -> Result<(Arc<Container>, usize), Status> {
+    let missing = || Status::unknown(format!("container details for {id}@{mount} not found"));
+    let container = bridge.container(id).ok_or_else(missing)?;
+    Ok((container, usize::try_from(mount).map_err(|_| missing())?))
+}
+
+fn range(range: Option<wire::FileRange>) -> Option<FileRange> {
+    range.map(|r| FileRange {
+        offset: u64::try_from(r.offset).unwrap_or(0),
+        length: u64::try_from(r.length).unwrap_or(0),
+    })
 }
 
 #[tonic::async_trait]
@@ -195,7 +229,7 @@ impl LlbBridge for Gateway {
         Ok(Response::new(PongResponse {
             frontend_api_caps: caps(kiln_llb::caps::GATEWAY, &kiln_engine::caps::gateway()),
             llb_caps: caps(kiln_llb::caps::LLB, &kiln_engine::caps::llb()),
-            workers: vec![convert::worker(bridge.worker(), &[], &self.version)],
+            workers: vec![convert::worker(bridge.worker(), &[], &self.version).await],
         }))
     }
 
@@ -286,12 +320,8 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<ReadFileResponse>, Status> {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
-        let range = request.range.map(|r| FileRange {
-            offset: u64::try_from(r.offset).unwrap_or(0),
-            length: u64::try_from(r.length).unwrap_or(0),
-        });
         let data = find(&bridge, &request.r#ref)?
-            .read_file(&request.file_path, range)
+            .read_file(&request.file_path, range(request.range))
             .await
             .map_err(|e| errors::frontend_status(&e))?;
         Ok(Response::new(ReadFileResponse { data }))
@@ -336,7 +366,7 @@ impl LlbBridge for Gateway {
         let request = request.into_inner();
         let outcome = match (request.result, request.error) {
             (Some(result), None) => Ok(Self::returned(&bridge, result)?),
-            (None, Some(error)) => Err(Error::Client(Box::new(returned_error(&error)))),
+            (None, Some(error)) => Err(errors::from_returned(&error)),
             _ => return Err(Status::invalid_argument("gateway return must be either result or err")),
         };
         if !bridge.finish(outcome) {
@@ -367,49 +397,80 @@ impl LlbBridge for Gateway {
 
     async fn new_container(
         &self,
-        _: Request<NewContainerRequest>,
+        request: Request<NewContainerRequest>,
     ) -> Result<Response<NewContainerResponse>, Status> {
-        containers()
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let mut asked = ContainerRequest::default();
+        asked.id = request.container_id;
+        asked.network = pb::NetMode::try_from(request.network)
+            .map_err(|_| Status::invalid_argument(format!("unknown network mode {}", request.network)))?;
+        asked.extra_hosts = request.extra_hosts;
+        asked.hostname = request.hostname;
+        for mount in request.mounts {
+            let reference = match mount.result_id.as_str() {
+                "" => None,
+                id => Some(find(&bridge, id)?),
+            };
+            asked.mounts.push(ContainerMount { mount, reference });
+        }
+        bridge.new_container(asked).await.map_err(|e| errors::status(&e))?;
+        Ok(Response::new(NewContainerResponse {}))
     }
 
     async fn release_container(
         &self,
-        _: Request<ReleaseContainerRequest>,
+        request: Request<ReleaseContainerRequest>,
     ) -> Result<Response<ReleaseContainerResponse>, Status> {
-        containers()
+        let bridge = self.bridge(&request).await?;
+        let id = request.into_inner().container_id;
+        if !bridge.release_container(&id).await {
+            return Err(Status::unknown(format!("container details for {id} not found")));
+        }
+        Ok(Response::new(ReleaseContainerResponse {}))
     }
 
     async fn exec_process(
         &self,
-        _: Request<Streaming<ExecMessage>>,
+        request: Request<Streaming<ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
-        containers()
+        let bridge = self.bridge(&request).await?;
+        let (outgoing, messages) = mpsc::channel(EXEC_BUFFER);
+        self.tasks.spawn(exec::serve(bridge, request.into_inner(), outgoing));
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
     async fn read_file_container(
         &self,
-        _: Request<ReadFileRequest>,
+        request: Request<ReadFileRequest>,
     ) -> Result<Response<ReadFileResponse>, Status> {
-        containers()
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let (container, mount) = mounted(&bridge, &request.r#ref, request.mount_index)?;
+        let data = container.read_file(mount, &request.file_path, range(request.range)).await;
+        Ok(Response::new(ReadFileResponse { data: data.map_err(|e| errors::frontend_status(&e))? }))
     }
 
     async fn read_dir_container(
         &self,
-        _: Request<ReadDirRequest>,
+        request: Request<ReadDirRequest>,
     ) -> Result<Response<ReadDirResponse>, Status> {
-        containers()
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let (container, mount) = mounted(&bridge, &request.r#ref, request.mount_index)?;
+        let entries = container.read_dir(mount, &request.dir_path, &request.include_pattern).await;
+        let entries = entries.map_err(|e| errors::frontend_status(&e))?;
+        Ok(Response::new(ReadDirResponse { entries: entries.into_iter().map(stat).collect() }))
     }
 
     async fn stat_file_container(
         &self,
-        _: Request<StatFileRequest>,
+        request: Request<StatFileRequest>,
     ) -> Result<Response<StatFileResponse>, Status> {
-        containers()
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let (container, mount) = mounted(&bridge, &request.r#ref, request.mount_index)?;
+        let found = container.stat(mount, &request.path).await.map_err(|e| errors::frontend_status(&e))?;
+        Ok(Response::new(StatFileResponse { stat: Some(stat(found)) }))
     }
-}
-
-/// The error a client ended its build with, details and all.
-fn returned_error(error: &kiln_api::rpc::Status) -> Status {
-    let details: Vec<_> = error.details.iter().cloned().map(errdetails::Detail::from_any).collect();
-    errdetails::status(tonic::Code::from(error.code), error.message.clone(), &details)
 }
