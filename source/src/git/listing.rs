@@ -125,7 +125,6 @@ mod tests {
             ("refs/tags/v1", Some((4, Some(5), "refs/tags/v1"))),
             ("refs/pull/7/head", Some((6, None, "refs/pull/7/head"))),
             ("other", None),
-            ("v1^{}", None),
         ] {
             let got = choose(&output, asked);
             let want = want.map(|(object, peeled, name)| Resolved {

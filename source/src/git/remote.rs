@@ -78,7 +78,8 @@ impl Remote {
             None => host.split_at_checked(host.find(':').unwrap_or(host.len())).unwrap_or((host, "")),
         };
         let named = |c: char| c.is_ascii_alphanumeric() || "-._[]:%".contains(c) || !c.is_ascii();
-        if !name.chars().all(named)
+        if !name.starts_with(|c: char| c == '[' || c.is_alphanumeric())
+            || !name.chars().all(named)
             || !port.strip_prefix(':').unwrap_or(port).chars().all(|c| c.is_ascii_digit())
         {
             return Err(fail("its host is none"));

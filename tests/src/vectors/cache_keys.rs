@@ -240,6 +240,9 @@ impl Exported {
     fn compare(&self, want: &Value) -> Result<()> {
         let records = self.config["records"].as_array().context("no records")?;
         let wanted = want["records"].as_array().context("no recorded records")?;
+        if want["same_in_two_runs"] == json!(false) {
+            return compare_what_stays(records, wanted, &want["second_run"]);
+        }
         let got: Vec<Value> = records
             .iter()
             .enumerate()
@@ -321,6 +324,19 @@ impl Exported {
             manifest = manifest.replacen(&field(&recorded), &field(&self.manifest), 1);
         }
         masked(&without_places(&manifest), &self.manifest_text).context("the manifest")
+    }
+}
+
+/// Compares what was the same in both recorded runs: as many records, and the digests that did not change.
+fn compare_what_stays(records: &[Value], first: &[Value], second: &Value) -> Result<()> {
+    let second = second.as_array().context("no second run")?;
+    let has = |records: &[Value], wanted: &Value| records.iter().any(|one| one["digest"] == wanted["digest"]);
+    ensure!(records.len() == first.len(), "{} records, not {}", records.len(), first.len());
+    let mut stay = first.iter().filter(|one| has(second, one)).peekable();
+    ensure!(stay.peek().is_some(), "nothing is the same in both runs");
+    match stay.find(|one| !has(records, one)) {
+        Some(missing) => bail!("without the record {}", missing["digest"]),
+        None => Ok(()),
     }
 }
 
