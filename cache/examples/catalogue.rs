@@ -1,7 +1,7 @@
 //! A catalogue of a size, and what it costs by record. For `cargo xtask bench`.
 //!
 //! `catalogue fill DIR RECORDS` makes one whose snapshots are not there; `catalogue cost DIR` prints seconds for one look-up, one
-//! insert and one removal by the collector.
+//! insert and one removal by the collector, in a copy of it.
 
 use std::{
     io::Write as _,
@@ -32,7 +32,11 @@ async fn main() -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
         ["fill", dir, records] => fill(Path::new(dir), records.parse()?).await,
-        ["cost", dir] => cost(Path::new(dir)).await,
+        ["cost", dir] => {
+            let copy = tempfile::tempdir_in(dir)?;
+            std::fs::copy(Path::new(dir).join("catalogue.db"), copy.path().join("catalogue.db"))?;
+            cost(copy.path()).await
+        }
         _ => Err("usage: catalogue fill DIR RECORDS | catalogue cost DIR".into()),
     }
 }

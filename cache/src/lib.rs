@@ -33,6 +33,7 @@ mod making;
 mod manager;
 mod memos;
 mod mutable;
+mod named;
 mod pile;
 mod provider;
 mod prune;

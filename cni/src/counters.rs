@@ -12,6 +12,10 @@ pub(crate) fn read(record: &Record) -> Option<NetStat> {
     let mut sum: Option<NetStat> = None;
     for device in devices(record.result.as_ref()?) {
         let dir = Path::new("/sys/class/net").join(device).join("statistics");
+        // Where `/sys` is that of another network namespace, nothing is known.
+        if !dir.exists() {
+            return None;
+        }
         let count = |name: &str| -> u64 {
             let text = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
             text.trim().parse().unwrap_or_default()

@@ -26,8 +26,7 @@ fn the_bridge_connects() {
         println!("skipped: {what} is missing");
         return;
     }
-    let script =
-        "ip link set lo up && mkdir -p /var/lib/cni && mount -t tmpfs cni /var/lib/cni && exec \"$@\"";
+    let script = "ip link set lo up && mkdir -p /var/lib/cni && mount -t tmpfs cni /var/lib/cni && mount -t sysfs sysfs /sys && exec \"$@\"";
     let status = Command::new("unshare")
         .args(["--net", "--mount", "sh", "-ec", script, "sh"])
         .arg(std::env::current_exe().unwrap())

@@ -2,22 +2,17 @@
 
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use kiln_executor::StepMount;
 use kiln_llb::pb;
 use kiln_rootdir::Root;
 use kiln_session::Lender;
 use kiln_solver::OpError;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
 use crate::error::ExecError;
 use crate::ops::common::blocking;
-
-/// Connections that one step may have open to one agent; more wait for their turn.
-const MAX_CONNECTIONS: usize = 64;
 
 /// The agent sockets of one step. They are gone, and all connections with them, when this is dropped.
 #[derive(Debug)]
@@ -54,7 +49,7 @@ impl AgentSockets {
             }
         }
         let (listener, source) = self.listen(options.mode & 0o777, options.uid, options.gid).await?;
-        self.listeners.spawn(accept(listener, lender.clone(), id));
+        self.listeners.spawn(kiln_session::ssh::serve(listener, lender.clone(), id));
         Ok(Some(StepMount::host(dest, source, &["rbind"])))
     }
 
@@ -102,56 +97,4 @@ fn missing(id: String, error: kiln_session::Error) -> OpError {
         return OpError::failed(ExecError::NoAgent { id });
     }
     OpError::failed(error)
-}
-
-/// Takes connections of the step until it is dropped.
-async fn accept(listener: UnixListener, lender: Lender, id: String) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let id: Arc<str> = id.into();
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            // Those that have ended are reaped on the way.
-            Some(_ended) = connections.join_next() => continue,
-        };
-        match accepted {
-            Ok((connection, _)) => {
-                let (lender, id) = (lender.clone(), Arc::clone(&id));
-                connections.spawn(async move {
-                    if let Err(error) = serve(&connection_slot(connection), &lender, &id).await {
-                        tracing::debug!(%error, "connection to an agent ended");
-                    }
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "agent socket of a step takes no connections any more");
-                return;
-            }
-        }
-    }
-}
-
-/// A connection until somebody takes it.
-type Slot = std::sync::Mutex<Option<UnixStream>>;
-
-fn connection_slot(connection: UnixStream) -> Slot {
-    std::sync::Mutex::new(Some(connection))
-}
-
-/// Joins a connection with the agent of any client that waits now and has it.
-async fn serve(slot: &Slot, lender: &Lender, id: &str) -> kiln_session::Result<()> {
-    lender
-        .any(|session| async move {
-            kiln_session::ssh::check(&session, id).await?;
-            // What was said on a connection cannot be said again, so nobody else gets it.
-            let taken = slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            match taken {
-                Some(connection) => kiln_session::ssh::forward(&session, id, connection).await,
-                None => Ok(()),
-            }
-        })
-        .await
 }

@@ -5,14 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use kiln_digest::Digest;
 use kiln_frontend::{
-    Bridge, Error as FrontendError, FrontendRequest, FrontendResult, ImageMetadata, Reference,
-    ResolveRequest, SolveRequest, SourceMetadata, Warning, WorkerInfo,
+    Bridge, Error as FrontendError, FrontendRequest, FrontendResult, Reference, ResolveRequest, SolveRequest,
+    SourceMetadata, Warning, WorkerInfo,
 };
 use kiln_llb::pb;
 use kiln_solver::{CachedResult, Job, JobContext, OpContext, VertexDigest, VertexProgress, WaiterSet};
-use kiln_source::image::Resolutions;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,7 +24,7 @@ use crate::frontends::Frontends;
 use crate::lending::JobInfo;
 use crate::load::{self, GrantedEntitlements, LoadError, LoadOptions, LoadedGraph};
 use crate::ops;
-use crate::ops::source::SourceKind;
+use crate::ops::source::Resolutions;
 use crate::reference::SolvedRef;
 use crate::worker::Worker;
 
@@ -261,41 +259,7 @@ impl Bridge for BuildBridge {
         &self,
         request: ResolveRequest,
     ) -> Result<SourceMetadata, FrontendError> {
-        let identifier = request.source.identifier.clone();
-        let platform = request.platform.clone().or_else(|| self.state.worker.platforms.first().cloned());
-        let mut source = request.source.clone();
-        if let Some(store) = &request.oci_store {
-            source.attrs.entry("oci.store".to_owned()).or_insert_with(|| store.store_id.clone());
-            source.attrs.entry("oci.session".to_owned()).or_insert_with(|| store.session_id.clone());
-        }
-        let image = match SourceKind::parse(&source, platform.as_ref()) {
-            Ok(SourceKind::Image(image)) => image,
-            Ok(SourceKind::Local(_)) => {
-                return Err(FrontendError::input(format!("unsupported source identifier `{identifier}`")));
-            }
-            Err(error) => return Err(FrontendError::Resolve { message: error.to_string(), source: None }),
-        };
-        let name = if request.log_name.is_empty() {
-            format!("resolve image config for {identifier}")
-        } else {
-            request.log_name.clone()
-        };
-        let digest = VertexDigest(Digest::of(name.as_bytes()));
-        let state = &self.state;
-        let resolved = state
-            .job
-            .vertex_scope(&name, digest, |cx| async move {
-                ops::source::resolve(&state.worker, &cx, &image, &state.resolutions).await
-            })
-            .await
-            .map_err(|error| FrontendError::Resolve { message: String::new(), source: Some(error.into()) })?;
-        let mut metadata = SourceMetadata::default();
-        metadata.source = request.source;
-        metadata.image = Some(ImageMetadata {
-            digest: resolved.root.digest.to_string(),
-            config: resolved.config_bytes.to_vec(),
-        });
-        Ok(metadata)
+        crate::metadata::resolve(&self.state, request).await
     }
 
     async fn warn(&self, warning: Warning) -> Result<(), FrontendError> {

@@ -15,16 +15,17 @@ const LLB_DISABLED: &[(&str, &str)] = &[
     ("exec.meta.network.proxy", "the proxy network is not supported yet"),
     ("exporter.image.attestations", "attestations are not supported yet"),
     ("history.filter", "the build history is not supported yet"),
-    ("soruce.http", "http sources are not supported yet"),
-    ("source.git", "git sources are not supported yet"),
-    ("source.http", "http sources are not supported yet"),
+    ("source.git.bundle", "git bundles are not supported yet"),
+    ("source.git.checkoutbundle", "git bundles are not supported yet"),
+    ("source.git.signatureverify", "signatures of git sources are not supported yet"),
+    ("source.http.signatureverify", "signatures of http sources are not supported yet"),
     ("source.imageblob", "blob sources are not supported yet"),
     ("source.policy", "source policies are not supported yet"),
 ];
 
 const GATEWAY_DISABLED: &[(&str, &str)] = &[
     ("reference.attestations", "attestations are not supported yet"),
-    ("source.metaresolver.http", "http sources are not supported yet"),
+    ("source.metaresolver.http.checksumrequest", "other checksums of http sources are not supported yet"),
     ("source.metaresolver.image.attestations", "attestations are not supported yet"),
 ];
 
@@ -68,10 +69,17 @@ mod tests {
             ("mergeop", Ok(())),
             ("source.local.followpaths", Ok(())),
             (
-                "source.git.checksum",
-                Err("has been disabled on the build server: git sources are not supported yet"),
+                "source.git.bundle",
+                Err("has been disabled on the build server: git bundles are not supported yet"),
             ),
-            ("soruce.http.uidgid", Err("http sources are not supported yet")),
+            ("soruce.http.uidgid", Ok(())),
+            ("source.git.checksum", Ok(())),
+            (
+                "source.http.signatureverify",
+                Err(
+                    "has been disabled on the build server: signatures of http sources are not supported yet",
+                ),
+            ),
             ("exec.meta.cdi", Ok(())),
             ("file.copy.modestring", Err("unknown API capability file.copy.modestring")),
         ] {

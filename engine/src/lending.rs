@@ -52,20 +52,7 @@ impl Lending {
 
     /// A secret; `None` if no waiting client has it.
     pub(crate) async fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, OpError> {
-        let asked = self.lender.soonest(|session| async move {
-            match kiln_session::secrets::get(&session, id).await {
-                Ok(Some(data)) => Ok(data),
-                // The next client may have it.
-                Ok(None) => Err(Asked::Absent),
-                Err(error) => Err(Asked::Failed(error)),
-            }
-        });
-        match asked.await {
-            Ok(data) => Ok(Some(data)),
-            Err(Asked::Absent) => Ok(None),
-            Err(Asked::Failed(error)) if error.is_absent() => Ok(None),
-            Err(Asked::Failed(error)) => Err(OpError::not_lent(error)),
-        }
+        kiln_session::secrets::ask(&self.lender, id).await.map_err(OpError::not_lent)
     }
 
     /// Registry credentials of the waiting clients.
@@ -76,17 +63,5 @@ impl Lending {
     /// Image layouts of the waiting clients.
     pub(crate) fn layouts(&self) -> SessionLayouts {
         SessionLayouts::new(self.lender.clone())
-    }
-}
-
-/// How asking one client for a secret ended.
-enum Asked {
-    Absent,
-    Failed(kiln_session::Error),
-}
-
-impl From<kiln_session::Error> for Asked {
-    fn from(error: kiln_session::Error) -> Self {
-        Self::Failed(error)
     }
 }

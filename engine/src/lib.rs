@@ -26,6 +26,7 @@ pub mod keys;
 mod lending;
 mod limits;
 pub mod load;
+mod metadata;
 mod ops;
 mod parallel;
 mod reference;

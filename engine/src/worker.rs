@@ -10,6 +10,8 @@ use kiln_executor::{Device, Devices, Executor};
 use kiln_llb::pb;
 use kiln_registry::Registry;
 use kiln_session::Sessions;
+use kiln_source::git::Git;
+use kiln_source::http::Http;
 use kiln_source::image::Images;
 
 /// The ports of one backend, filled in by the daemon's composition.
@@ -31,6 +33,10 @@ pub struct Worker {
     pub devices: Arc<dyn Devices>,
     /// Registries.
     pub registry: Registry,
+    /// Web servers.
+    pub http: Http,
+    /// Git repositories.
+    pub git: Git,
     /// Clients.
     pub sessions: Sessions,
     /// A directory for what steps need while they run.

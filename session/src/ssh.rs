@@ -1,16 +1,25 @@
 //! The client's SSH agent.
 
+use std::sync::Arc;
+
 use futures::StreamExt as _;
 use kiln_api::sshforward::ssh_client::SshClient;
 use kiln_api::sshforward::{BytesMessage, CheckAgentRequest};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
 use crate::error::{Error, Result};
 use crate::headers;
+use crate::lender::Lender;
 use crate::pipe::Pipe;
 use crate::sessions::Session;
+
+/// Connections that may be open to one agent through one socket; more wait for their turn.
+const MAX_CONNECTIONS: usize = 64;
 
 pub(crate) const CHECK: &str = "/moby.sshforward.v1.SSH/CheckAgent";
 pub(crate) const FORWARD: &str = "/moby.sshforward.v1.SSH/ForwardAgent";
@@ -61,4 +70,56 @@ where
         outcome = calling => outcome,
         outcome = copying => outcome,
     }
+}
+
+/// Takes connections and joins each with the agent of any client that waits and has it, until it is dropped.
+pub async fn serve(listener: UnixListener, lender: Lender, id: String) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let id: Arc<str> = id.into();
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // Those that have ended are reaped on the way.
+            Some(_ended) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((connection, _)) => {
+                let (lender, id) = (lender.clone(), Arc::clone(&id));
+                connections.spawn(async move {
+                    if let Err(error) = join(&connection_slot(connection), &lender, &id).await {
+                        tracing::debug!(%error, "connection to an agent ended");
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "agent socket takes no connections any more");
+                return;
+            }
+        }
+    }
+}
+
+/// A connection until somebody takes it.
+type Slot = std::sync::Mutex<Option<UnixStream>>;
+
+fn connection_slot(connection: UnixStream) -> Slot {
+    std::sync::Mutex::new(Some(connection))
+}
+
+/// Joins a connection with the agent of any client that waits now and has it.
+async fn join(slot: &Slot, lender: &Lender, id: &str) -> Result<()> {
+    lender
+        .any(|session| async move {
+            check(&session, id).await?;
+            // What was said on a connection cannot be said again, so nobody else gets it.
+            let taken = slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            match taken {
+                Some(connection) => forward(&session, id, connection).await,
+                None => Ok(()),
+            }
+        })
+        .await
 }

@@ -42,6 +42,41 @@ impl Drop for Step<'_> {
     }
 }
 
+/// Shows how much of one thing has come.
+pub(crate) struct Transfer {
+    id: String,
+    name: &'static str,
+    progress: VertexProgress,
+    started: SystemTime,
+    shown: Mutex<Option<Instant>>,
+}
+
+impl Transfer {
+    pub(crate) fn new(id: String, name: &'static str, progress: VertexProgress) -> Self {
+        Self { id, name, progress, started: SystemTime::now(), shown: Mutex::default() }
+    }
+
+    /// Shows the position, unless that was shown a moment ago; a `total` of 0 is not known.
+    pub(crate) fn show(&self, bytes: u64, total: u64, done: bool) {
+        {
+            let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            if !done && shown.is_some_and(|shown| now - shown < PAUSE) {
+                return;
+            }
+            *shown = Some(now);
+        }
+        self.progress.status(StatusUpdate {
+            id: self.id.clone(),
+            name: self.name.to_owned(),
+            current: i64::try_from(bytes).unwrap_or(i64::MAX),
+            total: i64::try_from(total).unwrap_or(i64::MAX),
+            started: Some(self.started),
+            completed: done.then(SystemTime::now),
+        });
+    }
+}
+
 /// Shows the parts of a vertex: one for each blob.
 #[derive(Clone)]
 pub(crate) struct Reporter {

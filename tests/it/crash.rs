@@ -112,7 +112,16 @@ impl Load<'_> {
 
 /// A build ends with an error only because there is no daemon any more.
 fn gone(finished: &Finished) -> Result<()> {
-    let because = ["transport error", "connection", "closed", "refused", "broken pipe", "EOF", "unavailable"];
+    let because = [
+        "transport error",
+        "connection",
+        "closed",
+        "refused",
+        "broken pipe",
+        "EOF",
+        "unavailable",
+        "canceled",
+    ];
     let text = finished.stderr.to_lowercase();
     let known = because.iter().any(|one| text.contains(&one.to_lowercase()));
     ensure!(known, "failed for another reason:\n{}", finished.stderr);

@@ -10,12 +10,14 @@ mod files;
 mod process;
 mod registry;
 pub mod vectors;
+mod web;
 
 pub use base_image::push_base_image;
 pub use daemon::{Daemon, DaemonOptions};
 pub use files::{write_script, write_tree};
 pub use process::{Binaries, Finished, wait_for};
 pub use registry::Registry;
+pub use web::{End, WebRequest, WebResponse, WebServer, git_answer};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

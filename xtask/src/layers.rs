@@ -124,6 +124,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "kiln-session",
             "kiln-snapshot",
             "kiln-solver",
+            "kiln-source",
             "kiln-worker-runc",
         ],
     ),

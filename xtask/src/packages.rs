@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
     ("git", "git"),
+    ("ssh-agent", "openssh-client"),
     ("tar", "tar"),
     ("gzip", "gzip"),
     ("zstd", "zstd"),

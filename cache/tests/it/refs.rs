@@ -149,3 +149,28 @@ async fn facts_are_kept() {
     fixture.cache.set_fact("etag:x", None).await.unwrap();
     assert_eq!(fixture.cache.fact("etag:x").await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn records_are_found_by_the_beginning_of_a_name() {
+    let fixture = Fixture::new().await;
+    let pending = fixture.layer(None, "c", "3").await;
+    assert!(pending.add_name("http::x::3").await.is_err(), "nobody could find it");
+    for (text, name) in [("1", "http::x::1"), ("2", "http::x::2"), ("4", "http::xx::4"), ("5", "http::")] {
+        let made = fixture.layer(None, "f", text).await;
+        made.finalize().await.unwrap();
+        made.add_name(name).await.unwrap();
+        made.add_name(name).await.unwrap();
+    }
+    let fixture = fixture.reopen().await;
+    let found = fixture.cache.named("http::x::").await.unwrap();
+    let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["http::x::2", "http::x::1"], "newest first");
+    assert_eq!(format!("{:?}", files(&found[0].1).await), r#"{"f": "2"}"#);
+
+    // One that has lost its data is no longer found.
+    let lost = found[0].1.layers()[0].snapshot.clone().unwrap();
+    drop(found);
+    fixture.snapshots.remove(&lost).await.unwrap();
+    let found = fixture.cache.named("http::x::").await.unwrap();
+    assert_eq!(found.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["http::x::1"]);
+}

@@ -16,6 +16,8 @@ use kiln_registry::{Config, HostConfig, KeyPair, Reference, Registry};
 use kiln_session::Sessions;
 use kiln_snapshot::{NativeSnapshotter, OverlaySnapshotter, Snapshotter};
 use kiln_solver::SolverOptions;
+use kiln_source::git::{Git, GitOptions};
+use kiln_source::http::{Http, HttpOptions};
 use kiln_worker_runc::{RuncExecutor, RuncOptions};
 use rustix::fs::FlockOperation;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -124,6 +126,8 @@ impl Parts {
             executor: Arc::new(executor.clone()),
             devices: devices(settings),
             registry,
+            http: Http::new(cache.clone(), http_options()),
+            git: Git::new(cache.clone(), GitOptions::new(&scratch)),
             sessions: sessions.clone(),
             scratch,
             entitlements: settings.entitlements.clone(),
@@ -150,6 +154,12 @@ impl Parts {
         let control = Control::new(engine.clone(), options);
         Ok(Self { engine, control, cache, sessions, executor, policies })
     }
+}
+
+fn http_options() -> HttpOptions {
+    let mut options = HttpOptions::default();
+    options.user_agent = format!("buildkit/{VERSION}");
+    options
 }
 
 /// The catalogue, and its stores.

@@ -15,13 +15,13 @@ use kiln_llb::pb::op::Op as Kind;
 use kiln_solver::{
     Edge, Graph, Op, OutputIndex, ProgressGroup, Vertex, VertexDigest, VertexIndex, VertexOptions,
 };
-use kiln_source::image::Resolutions;
 
 use crate::error::{Error, Result};
 use crate::keys::{self, OpKey};
 use crate::load::{self, LoadedGraph, LoadedVertex};
 use crate::ops::combine::{Combination, CombineOp};
 use crate::ops::keyed::{Action, KeyedOp};
+use crate::ops::source::Resolutions;
 use crate::parallel;
 use crate::worker::Worker;
 

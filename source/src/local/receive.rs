@@ -1,7 +1,6 @@
 //! Receiving a client's directory into one that is kept between builds.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
 
 use kiln_cache::{
     CacheManager, ChangeLog, ContentChange, ContentHeader, EntryKind, RecordOptions, RecordType, Ref,
@@ -10,13 +9,11 @@ use kiln_rootdir::{Kind, Root};
 use kiln_session::filesync::{self, DirRequest};
 use kiln_session::fsutil::{self, Change, ChangeKind, ReceiveOptions, Stat};
 use kiln_session::{APPEAR_TIMEOUT, Lender, Session};
-use kiln_solver::{StatusUpdate, VertexProgress};
+use kiln_solver::VertexProgress;
 
 use crate::error::{Error, Result};
 use crate::local::request::{Differ, LocalRequest};
-
-/// Positions that change sooner than this after the last are not shown.
-const PAUSE: Duration = Duration::from_millis(100);
+use crate::progress::Transfer;
 
 /// Receives directories of clients.
 #[derive(Clone, Debug)]
@@ -74,16 +71,17 @@ impl Locals {
         let directory = self.cache.local_source(&key, options).await?;
         let mount = directory.mount().await?;
         let changes = directory.changes();
-        let reporter = Arc::new(Transferring::new(format!("transferring {name}:"), progress.clone()));
+        let reporter = Transfer::new(format!("transferring {name}:"), "transferring", progress.clone());
+        let reporter = Arc::new(reporter);
         {
             // Alive until everything is received.
             let mounted = mount.with_temp()?;
             let destination = Root::open(mounted.path())?;
-            reporter.show(0, false);
+            reporter.show(0, 0, false);
             let wanted = dir_request(request);
             let options = receive_options(request, changes, reporter.clone());
             let stats = filesync::receive(session, &wanted, Arc::new(destination), options).await?;
-            reporter.show(stats.bytes, true);
+            reporter.show(stats.bytes, 0, true);
         }
         Ok(directory.commit().await?)
     }
@@ -101,7 +99,7 @@ fn dir_request(request: &LocalRequest) -> DirRequest {
 fn receive_options(
     request: &LocalRequest,
     changes: Arc<ChangeLog>,
-    reporter: Arc<Transferring>,
+    reporter: Arc<Transfer>,
 ) -> ReceiveOptions {
     let mut options = ReceiveOptions::default();
     options.differ = match request.differ {
@@ -110,7 +108,7 @@ fn receive_options(
     };
     options.metadata_only =
         request.metadata_only.then(|| request.metadata_exceptions.clone().unwrap_or_default());
-    options.progress = Some(Arc::new(move |progress| reporter.show(progress.bytes, false)));
+    options.progress = Some(Arc::new(move |progress| reporter.show(progress.bytes, 0, false)));
     options.seed = Some(Arc::new(|stat: &Stat| header(stat).bytes()));
     options.changes = Some(Arc::new(move |change: Change| {
         if let Some(noted) = noted(&change) {
@@ -153,38 +151,5 @@ fn header(stat: &Stat) -> ContentHeader {
         link: stat.linkname.clone().into_bytes(),
         device: (number(stat.dev_major), number(stat.dev_minor)),
         xattrs: stat.xattrs.iter().map(|(name, value)| (name.clone().into_bytes(), value.clone())).collect(),
-    }
-}
-
-/// Shows how much has come.
-struct Transferring {
-    id: String,
-    progress: VertexProgress,
-    started: SystemTime,
-    shown: Mutex<Option<Instant>>,
-}
-
-impl Transferring {
-    fn new(id: String, progress: VertexProgress) -> Self {
-        Self { id, progress, started: SystemTime::now(), shown: Mutex::default() }
-    }
-
-    fn show(&self, bytes: u64, done: bool) {
-        {
-            let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            if !done && shown.is_some_and(|shown| now - shown < PAUSE) {
-                return;
-            }
-            *shown = Some(now);
-        }
-        self.progress.status(StatusUpdate {
-            id: self.id.clone(),
-            name: "transferring".to_owned(),
-            current: i64::try_from(bytes).unwrap_or(i64::MAX),
-            total: 0,
-            started: Some(self.started),
-            completed: done.then(SystemTime::now),
-        });
     }
 }

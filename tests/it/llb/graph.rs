@@ -73,7 +73,7 @@ fn capabilities_that_are_not_there_are_named() -> Result<()> {
             "exec.meta.cdi",
             "requested experimental feature exec.meta.cdi  has been disabled on the build server: devices are not supported yet",
         ),
-        ("source.git.checksum", "git sources are not supported yet"),
+        ("source.git.bundle", "git bundles are not supported yet"),
     ] {
         let mut definition = marshal(&file("a", "a"))?;
         let digest = kiln_llb::VertexDigest::of(definition.def.first().context("no op")?).to_string();
@@ -84,9 +84,10 @@ fn capabilities_that_are_not_there_are_named() -> Result<()> {
     }
     let every = kiln_llb::caps::LLB.all().iter().map(|cap| cap.id);
     let known = [
-        "source.git",
-        "source.http",
-        "soruce.http",
+        "source.git.bundle",
+        "source.git.checkoutbundle",
+        "source.git.signatureverify",
+        "source.http.signatureverify",
         "cache.",
         "exec.meta.cdi",
         "exec.meta.network.proxy",
@@ -107,8 +108,6 @@ fn capabilities_that_are_not_there_are_named() -> Result<()> {
 fn sources_that_are_not_there_yet_are_named() -> Result<()> {
     let site = Site::new(&[])?;
     for (identifier, want) in [
-        ("git://example.com/x.git", "source scheme `git` is not supported yet"),
-        ("https://example.com/x", "source scheme `https` is not supported yet"),
         (
             "docker-image+blob://example.com/x@sha256:0",
             "source scheme `docker-image+blob` is not supported yet",

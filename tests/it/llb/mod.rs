@@ -69,7 +69,7 @@ impl Site {
     }
 
     /// Solves a state into a directory.
-    fn llb(&self, state: &State, args: &[&str]) -> Result<Built> {
+    pub(crate) fn llb(&self, state: &State, args: &[&str]) -> Result<Built> {
         self.definition(&marshal(state)?, args)
     }
 
@@ -86,7 +86,7 @@ impl Site {
     }
 
     /// Solves a state that cannot be solved; what the client says.
-    fn fails(&self, state: &State, args: &[&str]) -> Result<String> {
+    pub(crate) fn fails(&self, state: &State, args: &[&str]) -> Result<String> {
         Ok(self.solve(&marshal(state)?, args)?.failure().context("no error")?.stderr)
     }
 }

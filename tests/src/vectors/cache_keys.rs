@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::vectors::Tally;
-use crate::{Binaries, Daemon, DaemonOptions, Finished};
+use crate::{Binaries, Daemon, DaemonOptions, Finished, WebRequest, WebResponse, WebServer};
 
 /// Stands for a blob whose bytes are different each time.
 const VARIES: &str = "VARIES";
@@ -41,26 +41,12 @@ pub fn run(binaries: &Binaries, dir: &Path) -> Result<Tally> {
     let mut tally = Tally::default();
     for name in names {
         let case = dir.join(&name);
-        match missing_source(&case)? {
-            Some(reason) => tally.skipped.push((name, reason)),
-            None => match inputs.check(binaries, &case) {
-                Ok(()) => tally.passed += 1,
-                Err(error) => tally.failed.push((name, format!("{error:#}"))),
-            },
+        match inputs.check(binaries, &case) {
+            Ok(()) => tally.passed += 1,
+            Err(error) => tally.failed.push((name, format!("{error:#}"))),
         }
     }
     Ok(tally)
-}
-
-/// Says which source a case needs that is not there yet.
-fn missing_source(case: &Path) -> Result<Option<String>> {
-    let file = case.join("Dockerfile");
-    if !file.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(file)?;
-    let found = ["http://", "https://", "git://"].into_iter().find(|scheme| text.contains(*scheme));
-    Ok(found.map(|scheme| format!("needs a source for `{scheme}`")))
 }
 
 /// What all cases share.
@@ -69,6 +55,9 @@ struct Inputs {
     images: PathBuf,
     /// By name.
     digests: BTreeMap<String, String>,
+    files: WebServer,
+    repositories: WebServer,
+    _repositories: tempfile::TempDir,
 }
 
 impl Inputs {
@@ -78,7 +67,16 @@ impl Inputs {
         let digests = digests.lines().filter_map(|line| line.split_once(' '));
         let digests = digests.map(|(name, digest)| (name.to_owned(), digest.to_owned())).collect();
         let described: Value = serde_json::from_slice(&std::fs::read(dir.join("context.json"))?)?;
-        Ok(Self { context: make_context(&described)?, images, digests })
+        let root = tempfile::tempdir()?;
+        make_repository(&dir.join("git-repo/fast-import.txt"), &root.path().join("r.git"))?;
+        Ok(Self {
+            context: make_context(&described)?,
+            images,
+            digests,
+            files: WebServer::start(file)?,
+            repositories: WebServer::git(root.path().to_owned())?,
+            _repositories: root,
+        })
     }
 
     fn check(&self, binaries: &Binaries, case: &Path) -> Result<()> {
@@ -97,6 +95,16 @@ impl Inputs {
         if raw.exists() { cache.compare_bytes(&std::fs::read_to_string(raw)?) } else { Ok(()) }
     }
 
+    /// The case's Dockerfile with the addresses of servers that are there.
+    fn dockerfile(&self, case: &Path) -> Result<tempfile::TempDir> {
+        let text = std::fs::read_to_string(case.join("Dockerfile"))?;
+        let text = text.replace("http://files.test", &format!("http://{}", self.files.host()));
+        let text = text.replace("git://git.test", &format!("http://{}", self.repositories.host()));
+        let dir = tempfile::tempdir()?;
+        std::fs::write(dir.path().join("Dockerfile"), text)?;
+        Ok(dir)
+    }
+
     fn build(&self, binaries: &Binaries, case: &Path, to: &Path) -> Result<()> {
         let options = case.join("opts.json");
         let options: Value =
@@ -112,8 +120,9 @@ impl Inputs {
         }
         let context = self.context.path().display();
         let finished = if case.join("Dockerfile").exists() {
+            let dockerfile = self.dockerfile(case)?;
             command.arg("--frontend=dockerfile.v0").arg(format!("--local=context={context}"));
-            command.arg(format!("--local=dockerfile={}", case.display()));
+            command.arg(format!("--local=dockerfile={}", dockerfile.path().display()));
             for (name, digest) in &self.digests {
                 command.arg(format!("--opt=context:{name}=oci-layout://{name}@{digest}"));
             }
@@ -127,6 +136,37 @@ impl Inputs {
         };
         finished.success().map(drop)
     }
+}
+
+/// A file of the recorded web server.
+fn file(request: &WebRequest) -> WebResponse {
+    let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+    let response = match path {
+        "/a.txt" => WebResponse::ok("alpha\n"),
+        "/dir/b.bin" => WebResponse::ok("beta\n"),
+        _ => return WebResponse::status(404),
+    };
+    match query {
+        "nolm" => response,
+        "disp" => dated(response).header("Content-Disposition", "attachment; filename=\"named.txt\""),
+        _ => dated(response),
+    }
+}
+
+fn dated(response: WebResponse) -> WebResponse {
+    response.header("Last-Modified", "Thu, 02 Jan 2020 03:04:05 GMT")
+}
+
+/// Makes the recorded repository, if the cases have one.
+fn make_repository(import: &Path, repository: &Path) -> Result<()> {
+    if !import.exists() {
+        return Ok(());
+    }
+    let init = ["-c", "init.defaultBranch=main", "init", "--quiet", "--bare"];
+    Finished::run(Command::new("git").args(init).arg(repository))?.success()?;
+    let mut fast_import = Command::new("git");
+    fast_import.arg("-C").arg(repository).args(["fast-import", "--quiet"]);
+    run_with_input(&mut fast_import, File::open(import)?)?.success().map(drop)
 }
 
 fn run_with_input(command: &mut Command, input: File) -> Result<Finished> {

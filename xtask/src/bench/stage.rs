@@ -37,6 +37,7 @@ pub(super) struct Stage<'a> {
     daemon: Daemon,
     out: tempfile::TempDir,
     noted: Cell<Disk>,
+    costs: Cell<Option<[f64; 3]>>,
 }
 
 /// What a directory takes on its disk.
@@ -80,7 +81,7 @@ impl<'a> Stage<'a> {
         let start = Instant::now();
         let daemon = Daemon::start(binaries, DaemonOptions { args, ..DaemonOptions::default() })?;
         let startup = start.elapsed().as_secs_f64();
-        Ok(Self { lab, startup, binaries, daemon, out, noted: Cell::default() })
+        Ok(Self { lab, startup, binaries, daemon, out, noted: Cell::default(), costs: Cell::default() })
     }
 
     /// Solves the lab's definition `name` so many times over one connection; the seconds of each.
@@ -229,12 +230,17 @@ impl<'a> Stage<'a> {
         Ok((took, status_kib(pid, "VmRSS:") as f64 / 1024.0))
     }
 
-    /// Seconds that one look-up, one insert and one removal take in a catalogue of so many records.
+    /// Seconds that one look-up, one insert and one removal take in a catalogue of so many records; measured once.
     pub(super) fn catalogue_costs(&self, records: u32) -> Result<[f64; 3]> {
+        if let Some(costs) = self.costs.get() {
+            return Ok(costs);
+        }
         let mut cost = Command::new(self.lab.program("catalogue"));
         let out = Finished::run(cost.arg("cost").arg(self.lab.filled(records).join("kiln")))?.success()?;
         let numbers: Vec<f64> = out.stdout.lines().map(str::parse).collect::<Result<_, _>>()?;
-        numbers.try_into().map_err(|_| anyhow::anyhow!("not three numbers:\n{}", out.stdout))
+        let costs = numbers.try_into().map_err(|_| anyhow::anyhow!("not three numbers:\n{}", out.stdout))?;
+        self.costs.set(Some(costs));
+        Ok(costs)
     }
 
     /// Removes every record; the seconds it took.
