@@ -14,7 +14,6 @@ const LLB_DISABLED: &[(&str, &str)] = &[
     ("cache.s3", "remote caches are not supported yet"),
     ("exec.meta.network.proxy", "the proxy network is not supported yet"),
     ("exporter.image.attestations", "attestations are not supported yet"),
-    ("history.filter", "the build history is not supported yet"),
     ("source.git.bundle", "git bundles are not supported yet"),
     ("source.git.checkoutbundle", "git bundles are not supported yet"),
     ("source.git.signatureverify", "signatures of git sources are not supported yet"),
