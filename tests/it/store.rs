@@ -183,7 +183,7 @@ fn a_check_reports_and_repairs() -> Result<()> {
     let all = snapshots(&site)?;
     let with = |file: &str| all.iter().find(|dir| dir.join(file).exists()).context("no such snapshot");
     halve(with("all")?)?;
-    std::fs::remove_dir_all(with("sum")?)?;
+    std::fs::remove_dir_all(with("files/z/z")?)?;
     std::fs::create_dir_all(site.daemon.root().join("kiln/snapshots/committed/nobody/fs"))?;
     let found = fsck(&site, &[])?.failure()?;
     check_contains(&found.stdout, &["snapshot-damaged", "snapshot-missing", "snapshot-orphaned", "false"]);

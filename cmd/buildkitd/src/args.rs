@@ -95,7 +95,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) oci_cni_binary_dir: Option<PathBuf>,
     /// Number of network namespaces kept ready.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub(crate) oci_cni_pool_size: Option<i64>,
     /// OCI runtime: a name in PATH or a path.
     #[arg(long)]
