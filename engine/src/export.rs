@@ -47,7 +47,11 @@ pub(crate) async fn export(
 ) -> Result<BuildResponse> {
     let Phase { tools, exporters, caches } = phase;
     let compatibility = Compatibility::parse(request.compatibility).map_err(|e| Error::request(chain(&e)))?;
-    let source = source(&result).await?;
+    if !result.attestations.is_empty() {
+        return Err(Error::request("attestations are not supported yet"));
+    }
+    // What nobody reads is not looked at.
+    let source = if exporters.is_empty() { Source::default() } else { source(&result).await? };
     let wanted = caches.inline.is_some() || !caches.exports.is_empty();
     let keys = Arc::new(if wanted { keys(&result).await? } else { BTreeMap::new() });
     let running = exporters.iter().map(|exporter| {
@@ -141,9 +145,6 @@ impl std::fmt::Display for Shown {
 
 /// The filesystem states behind a frontend's references.
 async fn source(result: &FrontendResult) -> Result<Source> {
-    if !result.attestations.is_empty() {
-        return Err(Error::request("attestations are not supported yet"));
-    }
     let mut source = Source { metadata: result.metadata.clone(), ..Source::default() };
     match &result.refs {
         References::Single(reference) => source.single = state_of(reference.as_ref()).await?,
