@@ -17,7 +17,7 @@ impl Ref {
     /// # Errors
     /// [`Error::Lost`](crate::Error::Lost) when a layer cannot be had in another way.
     pub async fn verify(&self) -> Result<()> {
-        let mut suspects = Vec::new();
+        let (mut suspects, mut snapshots) = (Vec::new(), Vec::new());
         for layer in self.top_down() {
             let state = layer.0.state();
             // What clients fill again and again is compared with what they send each time.
@@ -25,17 +25,16 @@ impl Ref {
                 continue;
             }
             if let (Some(snapshot), Some(usage)) = (state.snapshot.clone(), state.usage) {
-                suspects.push((layer, snapshot, usage));
+                suspects.push((layer, usage));
+                snapshots.push(snapshot);
             }
         }
-        let inner = self.0.inner();
-        for (layer, snapshot, usage) in suspects {
-            let whole = match inner.snapshotter().usage(&snapshot).await {
-                Ok(now) => usage.is_still(&now),
-                Err(kiln_snapshot::Error::NotFound { .. }) => false,
-                Err(error) => return Err(error.into()),
-            };
-            if whole {
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let now = self.0.inner().snapshotter().usages(snapshots.clone()).await?;
+        for (((layer, usage), now), snapshot) in suspects.into_iter().zip(now).zip(snapshots) {
+            if now.is_some_and(|now| usage.is_still(&now)) {
                 layer.0.state().suspect = false;
             } else {
                 self.gone_from_store(&snapshot).await?;

@@ -182,12 +182,11 @@ impl Snapshotter for OverlaySnapshotter {
 
     async fn usage(&self, id: &SnapshotId) -> Result<Usage> {
         let id = id.clone();
-        self.blocking(move |places| {
-            let dir = places.find(&id).ok_or(Error::NotFound { id })?;
-            let home = dir.parent().unwrap_or(&dir);
-            Ok(skeleton::with_home(measure(&dir)?, home))
-        })
-        .await
+        self.blocking(move |places| places.usage(&id)?.ok_or(Error::NotFound { id })).await
+    }
+
+    async fn usages(&self, ids: Vec<SnapshotId>) -> Result<Vec<Option<Usage>>> {
+        self.blocking(move |places| ids.iter().map(|id| places.usage(id)).collect()).await
     }
 
     async fn list(&self) -> Result<Vec<SnapshotId>> {
@@ -401,6 +400,13 @@ impl Places {
             Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(Error::io("remove", dir, errno)),
         }
+    }
+
+    /// What a snapshot takes; none if it is not there.
+    fn usage(&self, id: &SnapshotId) -> Result<Option<Usage>> {
+        let Some(dir) = self.find(id) else { return Ok(None) };
+        let home = dir.parent().unwrap_or(&dir);
+        Ok(Some(skeleton::with_home(measure(&dir)?, home)))
     }
 
     fn find(&self, id: &SnapshotId) -> Option<PathBuf> {

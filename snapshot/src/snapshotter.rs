@@ -153,6 +153,19 @@ pub trait Snapshotter: fmt::Debug + Send + Sync + 'static {
     /// What an active or committed snapshot takes on disk.
     async fn usage(&self, id: &SnapshotId) -> Result<Usage>;
 
+    /// The same for each of `ids`, in order; none for one that is not there.
+    async fn usages(&self, ids: Vec<SnapshotId>) -> Result<Vec<Option<Usage>>> {
+        let mut usages = Vec::with_capacity(ids.len());
+        for id in ids {
+            usages.push(match self.usage(&id).await {
+                Ok(usage) => Some(usage),
+                Err(Error::NotFound { .. }) => None,
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(usages)
+    }
+
     /// All active and committed snapshots, in order of their names.
     async fn list(&self) -> Result<Vec<SnapshotId>>;
 }

@@ -117,7 +117,10 @@ pub async fn stacking(store: &dyn Snapshotter) {
     let mount = store.active_mount(&c, &stack).await.unwrap();
     assert_eq!(tree(mount.with_temp().unwrap().path()), files(&both));
     store.commit(&c).await.unwrap();
-    assert_eq!(store.usage(&c).await.unwrap().inodes, 0);
+    let all = vec![c.clone(), id("nothing"), a.clone()];
+    let usages = store.usages(all).await.unwrap();
+    assert_eq!(usages, [Some(store.usage(&c).await.unwrap()), None, Some(store.usage(&a).await.unwrap())]);
+    assert_eq!(usages[0].map(|usage| usage.inodes), Some(0));
     // The order is the caller's: what only the upper knew about is under it now.
     let turned = store.view(&[b.clone(), a.clone()]).await.unwrap();
     let shown = tree(turned.with_temp().unwrap().path());

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::watch::Live;
 use crate::driver::{Shared, State};
 use crate::error::OpError;
 use crate::op::{Op, Slot};
@@ -112,10 +111,6 @@ impl Measured {
 }
 
 impl State {
-    fn live(&mut self, work: WorkId) -> Option<&mut Live> {
-        self.works.get_mut(&work)?.live.as_deref_mut()
-    }
-
     fn due(&self, work: WorkId) -> Option<Due> {
         let watch = self.works.get(&work)?;
         let live = watch.live.as_ref()?;

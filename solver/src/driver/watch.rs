@@ -146,6 +146,10 @@ impl State {
         }
     }
 
+    pub(crate) fn live(&mut self, work: WorkId) -> Option<&mut Live> {
+        self.works.get_mut(&work)?.live.as_deref_mut()
+    }
+
     /// A call of this work begins.
     pub(crate) fn called(&mut self, work: WorkId) -> &mut Live {
         let watch = self.works.entry(work).or_default();

@@ -57,6 +57,7 @@ impl Running {
 
 impl Simulation {
     pub(super) fn start(&mut self, work: WorkId, call: Call, before: &[JobId]) -> Step {
+        self.state.called(work);
         let mut text = None;
         let lost = self.rng.chance(self.disturbances.losses);
         let reply = match &call {
@@ -201,7 +202,8 @@ impl Simulation {
     /// A call asks for something: of those who wait, the first whose session lives gives it.
     fn ask(&mut self, work: WorkId) -> Step {
         self.report.steps += 1;
-        let contexts = self.state.called(work).context().waiters.current();
+        let contexts = self.state.live(work).map(|live| live.context().waiters.current());
+        let contexts = contexts.unwrap_or_default();
         let sessions: Vec<_> =
             contexts.iter().filter_map(|context| context.downcast_ref::<Session>()).collect();
         let lenders: HashSet<JobId> = sessions.iter().map(|session| session.job).collect();
