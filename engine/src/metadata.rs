@@ -73,10 +73,7 @@ async fn look(
             let resolved = source::git_resolve(worker, cx, request, memory).await?;
             let lending = Lending::new(worker, cx);
             let objects = match with_objects {
-                true => {
-                    let (lender, progress) = (&lending.lender, &cx.progress);
-                    worker.git.objects(request, &resolved, lender, progress, &cx.cancel).await?
-                }
+                true => worker.git.objects(request, &resolved, source::git_for(&lending, cx)).await?,
                 false => GitObjects::default(),
             };
             found.git = Some(GitMetadata {

@@ -7,7 +7,7 @@ use kiln_digest::Digest;
 use kiln_llb::pb;
 use kiln_registry::Access;
 use kiln_solver::{CacheMap, CacheMapPart, Fingerprint, Op, OpContext, OpError, ResultRef};
-use kiln_source::git::{GitRequest, Listings, Resolved};
+use kiln_source::git::{For, GitRequest, Listings, Resolved};
 use kiln_source::http::{Downloads, Fetched, HttpRequest};
 use kiln_source::image::{Image, ImageRequest, Origin};
 use kiln_source::local::{LocalRequest, Locals};
@@ -99,7 +99,11 @@ pub(crate) async fn git_resolve(
     memory: &Resolutions,
 ) -> kiln_source::Result<Resolved> {
     let lending = Lending::new(worker, cx);
-    worker.git.resolve(request, &memory.listings, &lending.lender, &cx.progress, &cx.cancel).await
+    worker.git.resolve(request, &memory.listings, git_for(&lending, cx)).await
+}
+
+pub(crate) fn git_for<'a>(lending: &'a Lending, cx: &'a OpContext) -> For<'a> {
+    For { lender: &lending.lender, progress: &cx.progress, cancel: &cx.cancel }
 }
 
 #[async_trait]
@@ -167,9 +171,9 @@ impl Op for SourceOp {
             }
             SourceKind::Git(request) => {
                 let lending = Lending::new(&self.worker, cx);
-                let (memory, lender) = (&self.resolutions.listings, &lending.lender);
+                let memory = &self.resolutions.listings;
                 // It ends what it runs by itself.
-                let made = self.worker.git.snapshot(request, memory, lender, &cx.progress, &cx.cancel).await;
+                let made = self.worker.git.snapshot(request, memory, git_for(&lending, cx)).await;
                 Ok(vec![Some(common::result(made.map_err(op_error)?))])
             }
         }

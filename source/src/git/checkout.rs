@@ -20,18 +20,24 @@ const GIT_DIR: &str = ".git";
 /// Directories in directories, beyond these, are not looked into.
 const MAX_DEPTH: usize = 512;
 
-/// Writes what `request` asks for into `target`, an empty directory.
-pub(crate) async fn check_out(
-    runner: &Runner<'_>,
-    repository: &Repository,
-    request: &GitRequest,
-    resolved: &Resolved,
-    target: &Path,
-) -> Result<()> {
+/// What is checked out, and where.
+#[derive(Clone, Copy)]
+pub(crate) struct Checkout<'a> {
+    pub(crate) runner: &'a Runner<'a>,
+    pub(crate) repository: &'a Repository,
+    pub(crate) request: &'a GitRequest,
+    pub(crate) resolved: &'a Resolved,
+    /// An empty directory.
+    pub(crate) target: &'a Path,
+}
+
+/// Writes what is asked for.
+pub(crate) async fn check_out(checkout: Checkout<'_>) -> Result<()> {
+    let Checkout { runner, repository, request, resolved, target } = checkout;
     let keep = request.keep_git_dir && request.subdir.is_empty();
     match keep {
-        true => with_repository(runner, repository, request, resolved, target).await?,
-        false => files_alone(runner, repository, request, resolved, target).await?,
+        true => with_repository(checkout).await?,
+        false => files_alone(checkout).await?,
     }
     let time = match request.mtime {
         Mtime::Checkout => None,
@@ -55,13 +61,7 @@ pub(crate) async fn check_out(
 }
 
 /// The files; everything else stays in the shared repository.
-async fn files_alone(
-    runner: &Runner<'_>,
-    repository: &Repository,
-    request: &GitRequest,
-    resolved: &Resolved,
-    target: &Path,
-) -> Result<()> {
+async fn files_alone(Checkout { runner, repository, request, resolved, target }: Checkout<'_>) -> Result<()> {
     let mut runner = runner.clone();
     let text = |path: &Path| path.display().to_string();
     runner.env.push(("GIT_DIR".to_owned(), text(&repository.path)));
@@ -87,11 +87,7 @@ async fn files_alone(
 
 /// The files and a repository of their own, which knows nothing of this machine.
 async fn with_repository(
-    runner: &Runner<'_>,
-    repository: &Repository,
-    request: &GitRequest,
-    resolved: &Resolved,
-    target: &Path,
+    Checkout { runner, repository, request, resolved, target }: Checkout<'_>,
 ) -> Result<()> {
     let format = if resolved.object.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
     let local = async |args: &[&str]| runner.run(Reach::Local, target, args).await?.success();

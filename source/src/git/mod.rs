@@ -12,4 +12,4 @@ mod source;
 pub use self::listing::{Listings, Resolved};
 pub use self::remote::Remote;
 pub use self::request::{GitRequest, Mtime};
-pub use self::source::{Git, GitObjects, GitOptions};
+pub use self::source::{For, Git, GitObjects, GitOptions};

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 use crate::git::access::Access;
-use crate::git::checkout;
+use crate::git::checkout::{self, Checkout};
 use crate::git::listing::{self, Listings, Resolved};
 use crate::git::process::Runner;
 use crate::git::repository::Repository;
@@ -57,11 +57,14 @@ pub struct GitObjects {
 }
 
 /// Whoever a call is for.
-#[derive(Clone, Copy)]
-struct For<'a> {
-    lender: &'a Lender,
-    progress: &'a VertexProgress,
-    cancel: &'a CancellationToken,
+#[derive(Clone, Copy, Debug)]
+pub struct For<'a> {
+    /// Asked for secrets and agents.
+    pub lender: &'a Lender,
+    /// Told what git says.
+    pub progress: &'a VertexProgress,
+    /// Ends what runs.
+    pub cancel: &'a CancellationToken,
 }
 
 impl Git {
@@ -75,15 +78,7 @@ impl Git {
     ///
     /// # Errors
     /// What `git` says; [`Error::GitMismatch`] when it is not what was asked for.
-    pub async fn resolve(
-        &self,
-        request: &GitRequest,
-        memory: &Listings,
-        lender: &Lender,
-        progress: &VertexProgress,
-        cancel: &CancellationToken,
-    ) -> Result<Resolved> {
-        let whom = For { lender, progress, cancel };
+    pub async fn resolve(&self, request: &GitRequest, memory: &Listings, whom: For<'_>) -> Result<Resolved> {
         let resolved = match request.known() {
             Some(known) => known,
             None => {
@@ -102,18 +97,10 @@ impl Git {
     ///
     /// # Cancel safety
     /// What runs is ended when `cancel` fires, and waited for. A half-made checkout is thrown away.
-    pub async fn snapshot(
-        &self,
-        request: &GitRequest,
-        memory: &Listings,
-        lender: &Lender,
-        progress: &VertexProgress,
-        cancel: &CancellationToken,
-    ) -> Result<Ref> {
-        let resolved = self.resolve(request, memory, lender, progress, cancel).await?;
-        let whom = For { lender, progress, cancel };
+    pub async fn snapshot(&self, request: &GitRequest, memory: &Listings, whom: For<'_>) -> Result<Ref> {
+        let resolved = self.resolve(request, memory, whom).await?;
         let name = format!("git-snapshot::{}::", request.key(&resolved));
-        let _turn = self.turn(request, cancel).await?;
+        let _turn = self.turn(request, whom.cancel).await?;
         if let Some((_, found)) = self.0.cache.named(&name).await?.into_iter().next() {
             return Ok(found);
         }
@@ -130,7 +117,9 @@ impl Git {
             {
                 // Alive until everything is written.
                 let mounted = directory.mount().await?.with_temp()?;
-                checkout::check_out(&runner, repository, request, &resolved, mounted.path()).await?;
+                let (target, resolved) = (mounted.path(), &resolved);
+                let made = Checkout { runner: &runner, repository, request, resolved, target };
+                checkout::check_out(made).await?;
             }
             Ok(directory.commit().await?)
         })
@@ -145,12 +134,9 @@ impl Git {
         &self,
         request: &GitRequest,
         resolved: &Resolved,
-        lender: &Lender,
-        progress: &VertexProgress,
-        cancel: &CancellationToken,
+        whom: For<'_>,
     ) -> Result<GitObjects> {
-        let whom = For { lender, progress, cancel };
-        let _turn = self.turn(request, cancel).await?;
+        let _turn = self.turn(request, whom.cancel).await?;
         let access = Access::find(request, whom.lender, &self.0.options.scratch).await?;
         let runner = self.runner(&access, whom);
         self.with_repository(request, resolved, &runner, async |repository| {
